@@ -1,0 +1,61 @@
+"""Every error a caller can cause, with a stable, transport-free code; HTTP maps the codes in `service`, once.
+
+TrimtabError
+├── InvalidSteering     the `steering` field breaks the contract; carries every violation with the path of its field
+├── UnknownBundle       a bundle, latent or vector that is not loaded
+├── Unsupported         this server cannot do it (model, engine flag, vLLM release); says what can
+└── NotApplied          the engine ran, but the proof does not match the plan: never shown as a normal reply
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["InvalidSteering", "NotApplied", "TrimtabError", "UnknownBundle", "Unsupported", "Violation"]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One thing wrong with one field."""
+
+    field: str
+    """Path inside the request, `steering.edits[0].latent`."""
+    message: str
+    """What was wrong, the value, the allowed range, the next step."""
+
+
+class TrimtabError(Exception):
+    """Base of the tree; `code` is stable, the message is for people."""
+
+    code = "INTERNAL"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class InvalidSteering(TrimtabError):
+    """The request's `steering` cannot be served as asked; nothing was run."""
+
+    code = "INVALID_STEERING"
+
+    def __init__(self, violations: list[Violation]) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.message}" for v in violations), field=violations[0].field)
+        self.violations = violations
+
+
+class UnknownBundle(TrimtabError):
+    """The bundle is not loaded in this server."""
+
+    code = "UNKNOWN_BUNDLE"
+
+
+class Unsupported(TrimtabError):
+    """This server, model or vLLM release cannot do what was asked."""
+
+    code = "UNSUPPORTED"
+
+
+class NotApplied(TrimtabError):
+    """What the engine applied is not what the plan asked for; the reply is withheld."""
+
+    code = "STEERING_NOT_APPLIED"

@@ -1,0 +1,326 @@
+"""A plan: one request's edits, resolved against the loaded bundles and validated. Pure: no I/O, no clock, no vLLM.
+
+    steering (JSON) ── parse ──► Steering ── compile ──► Plan ── wire ──► the string that rides in SamplingParams.extra_args
+
+A plan names rows by (content hash of the bundle, row), never by vector: the rows are already in every worker. Its `hash` is
+canonical: the same edits spelt differently are the same plan, share cache blocks, and share a slot in the engine's tables.
+
+Token scopes partition a request by what a position predicts, so that they agree with attribution's scope:
+
+    prompt      positions 1 … n_prompt − 2
+    completion  positions n_prompt − 1 … end: the last prompt token predicts the first completion token
+    all         both
+
+Position 0 is the attention sink, whose norm is two orders above the others'; it is left alone unless `first_token` is set.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trimtab.attribution.bundle import Bundle, RecommendedEdit
+from trimtab.attribution.edit import Operation, coefficients
+from trimtab.server.errors import InvalidSteering, UnknownBundle, Violation
+
+__all__ = [
+    "MAX_EDITS",
+    "MAX_STRENGTH",
+    "Plan",
+    "PlanRow",
+    "Scope",
+    "Steering",
+    "Window",
+    "compile_plan",
+    "parse_steering",
+]
+
+MAX_EDITS = 64
+MAX_STRENGTH = 100.0
+ScopeTokens = Literal["prompt", "completion", "all"]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Strength = Annotated[float, Field(allow_inf_nan=False, strict=True, ge=-MAX_STRENGTH, le=MAX_STRENGTH)]
+
+
+class _Field(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scope(_Field):
+    """Which tokens an edit touches."""
+
+    tokens: ScopeTokens = "all"
+    first_token: bool = False
+    """Edit position 0 too (the attention sink)."""
+
+
+class Edit(_Field):
+    """One free-form edit of a request."""
+
+    bundle: str
+    latent: Annotated[int, Field(strict=True, ge=0)] | None = None
+    vector: str | None = None
+    operation: Operation
+    amount: Number | None = None
+    """For `add`: how much, in `unit`."""
+    target: Number | None = None
+    """For `clamp`: the activation to clamp to, in `unit`."""
+    factor: Number | None = None
+    """For `scale`: what the activation is multiplied by."""
+    unit: Literal["raw", "max_act", "resid_norm"] = "raw"
+    strength: Strength = 1.0
+    scope: Scope = Scope()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.latent is None) == (self.vector is None):
+            raise ValueError("name exactly one of `latent` and `vector`")
+        wanted = {"add": "amount", "clamp": "target", "scale": "factor"}.get(self.operation)
+        for name in ("amount", "target", "factor"):
+            given = getattr(self, name) is not None
+            if given != (name == wanted):
+                raise ValueError(f"`{self.operation}` {'needs' if not given else 'takes no'} `{name}`")
+        if self.vector is not None and self.operation not in ("add", "project"):
+            raise ValueError(f"`{self.operation}` needs a latent; a dense vector can be added or projected out")
+        if self.unit != "raw" and self.operation not in ("add", "clamp"):
+            raise ValueError(f"`unit` goes with add and clamp, not with {self.operation}")
+        if self.unit == "max_act" and self.vector is not None:
+            raise ValueError("a dense vector has no largest activation; use unit `raw` or `resid_norm`")
+        return self
+
+    @property
+    def value(self) -> float:
+        """The one number of the operation, 0 where it takes none."""
+        return next((v for v in (self.amount, self.target, self.factor) if v is not None), 0.0)
+
+
+class Steering(_Field):
+    """The `steering` field of a request: a bundle's recommended edits, or free-form edits."""
+
+    bundle: str | None = None
+    edits: Annotated[tuple[Edit, ...], Field(max_length=MAX_EDITS, min_length=1)] | None = None
+    strength: Strength = 1.0
+    on_failure: Literal["closed", "open"] = "closed"
+    """`closed`: a reply that was not steered as asked is an error. `open`: it is returned, and says so."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.bundle is None) == (self.edits is None):
+            raise ValueError("give exactly one of `bundle` (its recommended edits) and `edits`")
+        return self
+
+
+class Window(NamedTuple):
+    """A half-open window of positions, resolved per request by `bounds`."""
+
+    tokens: ScopeTokens
+    first_token: bool
+
+    def bounds(self, n_prompt: int) -> tuple[int, int | None]:
+        """[lo, hi) in absolute positions of a request whose prompt has `n_prompt` tokens; hi None is the end."""
+        sink = 0 if self.first_token else 1
+        match self.tokens:
+            case "prompt":
+                return sink, max(sink, n_prompt - 1)
+            case "completion":
+                return max(sink, n_prompt - 1), None
+            case "all":
+                return sink, None
+
+
+class PlanRow(NamedTuple):
+    """One row of the formula: α and β are final, e, b, θ and d are the worker's copy of the bundle's row."""
+
+    layer: int
+    """resid_post of this 0-based block."""
+    window: Window
+    bundle: str
+    """Content hash."""
+    source: Literal["latent", "project", "vector", "project_vector"]
+    """Where e and d come from: a latent's own rows, its unit direction, or a dense vector."""
+    row: int
+    """Row in the bundle's tensors."""
+    alpha: float
+    beta: float
+
+
+class Plan(NamedTuple):
+    """A request's rows in canonical order, and their hash."""
+
+    rows: tuple[PlanRow, ...]
+    hash: str
+    """`sha256:` and 32 hex digits of the canonical rows."""
+
+    @classmethod
+    def of(cls, rows: list[PlanRow]) -> "Plan":
+        """The canonical plan of these rows; rows that do nothing are dropped."""
+        kept = tuple(sorted(row for row in rows if row.alpha or row.beta))
+        canonical = json.dumps([_plain(row) for row in kept], separators=(",", ":"), allow_nan=False)
+        return cls(kept, "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()[:32])
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The edited layers, ascending."""
+        return tuple(sorted({row.layer for row in self.rows}))
+
+    def first_edited_position(self, n_prompt: int) -> int | None:
+        """The first absolute position that differs from the unedited run; None if nothing is ever edited."""
+        starts = []
+        for row in self.rows:
+            lo, hi = row.window.bounds(n_prompt)
+            if hi is None or hi > lo:
+                starts.append(lo)
+        return min(starts, default=None)
+
+    def wire(self) -> str:
+        """The plan as compact JSON text."""
+        return json.dumps({"hash": self.hash, "rows": [_plain(row) for row in self.rows]}, separators=(",", ":"))
+
+    @classmethod
+    def from_wire(cls, text: str) -> "Plan":
+        """The plan of `wire()`.
+
+        Raises:
+            InvalidSteering: the text is no plan, or its hash is not that of its rows.
+        """
+        try:
+            document = json.loads(text)
+            rows = [
+                PlanRow(int(layer), Window(tokens, bool(first)), bundle, source, int(row), float(alpha), float(beta))
+                for layer, tokens, first, bundle, source, row, alpha, beta in document["rows"]
+            ]
+            if not all(math.isfinite(x) for row in rows for x in (row.alpha, row.beta)):
+                raise ValueError("a coefficient is not finite")
+            plan = cls.of(rows)
+            if plan.hash != document["hash"]:
+                raise ValueError("the hash does not match the rows")
+        except (ValueError, TypeError, KeyError) as e:
+            raise InvalidSteering([Violation("trimtab", f"not a plan ({e}); make one with compile_plan")]) from e
+        return plan
+
+
+def _plain(row: PlanRow) -> list[Any]:
+    return [row.layer, *row.window, *row[2:]]
+
+
+def parse_steering(value: Any) -> Steering:
+    """The validated `steering` field.
+
+    Raises:
+        InvalidSteering: with every violation at once, each with the path of its field.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidSteering([Violation("steering", f"must be an object, not {type(value).__name__}")])
+    try:
+        return Steering.model_validate(value)
+    except ValidationError as e:
+        raise InvalidSteering([_violation(error) for error in e.errors()]) from e
+
+
+def _violation(error: Any) -> Violation:
+    path = "steering"
+    for part in error["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    if error["type"] == "extra_forbidden":
+        return Violation(path, f"unknown field {error['loc'][-1]!r}; see GET /v1/steering/schema for the fields")
+    return Violation(path, error["msg"].removeprefix("Value error, "))
+
+
+def compile_plan(steering: Steering, bundles: Mapping[str, Bundle]) -> Plan:
+    """The plan of a validated `steering` field; `bundles` maps the names that a request may use to loaded bundles.
+
+    Raises:
+        UnknownBundle: a bundle that is not loaded.
+        InvalidSteering: a latent or vector outside its bundle, or two operations on one latent.
+    """
+    edits = steering.edits if steering.edits is not None else _recommended(steering.bundle or "", bundles)
+    rows: list[PlanRow] = []
+    violations: list[Violation] = []
+    seen: dict[tuple[str, int | str], list[tuple[int, Scope]]] = {}
+    for i, edit in enumerate(edits):
+        where = f"steering.edits[{i}]" if steering.edits is not None else "steering.bundle"
+        bundle = _find(edit.bundle, bundles, f"{where}.bundle" if steering.edits is not None else where)
+        digest = bundle.content_hash
+        key: int | str
+        if edit.latent is not None:
+            key = edit.latent
+            if key not in bundle.row_of:
+                violations.append(Violation(f"{where}.latent", _absent("latent", key, edit.bundle, bundle)))
+                continue
+        else:
+            key = edit.vector or ""
+            if key not in bundle.vector_of:
+                violations.append(Violation(f"{where}.vector", _absent("vector", key, edit.bundle, bundle)))
+                continue
+        for j, other in seen.get((digest, key), []):
+            if edit.operation != "add" and _overlap(edit.scope, other):
+                violations.append(
+                    Violation(where, f"edits[{j}] already edits {key!r} on the same tokens; keep one of the two")
+                )
+        if edit.operation != "add":
+            seen.setdefault((digest, key), []).append((i, edit.scope))
+        rows.append(_row(edit, bundle, digest, steering.strength * edit.strength))
+    if violations:
+        raise InvalidSteering(violations)
+    return Plan.of(rows)
+
+
+def _recommended(name: str, bundles: Mapping[str, Bundle]) -> tuple[Edit, ...]:
+    value_field = {"add": "amount", "clamp": "target", "scale": "factor"}
+
+    def edit(recommended: RecommendedEdit) -> Edit:
+        fields = recommended.model_dump(exclude={"amount", "scope"}, exclude_none=True)
+        if recommended.amount is not None:
+            fields[value_field[recommended.operation]] = recommended.amount
+        return Edit(bundle=name, scope=Scope(tokens=recommended.scope), **fields)
+
+    return tuple(edit(recommended) for recommended in _find(name, bundles, "steering.bundle").header.edits)
+
+
+def _find(name: str, bundles: Mapping[str, Bundle], field: str) -> Bundle:
+    if name not in bundles:
+        known = ", ".join(sorted(bundles)) or "none"
+        raise UnknownBundle(
+            f"bundle {name!r} is not loaded (loaded: {known}); GET /v1/steering/bundles lists them", field=field
+        )
+    return bundles[name]
+
+
+def _absent(kind: str, key: int | str, name: str, bundle: Bundle) -> str:
+    held: list[Any] = sorted(bundle.row_of) if kind == "latent" else sorted(bundle.vector_of)
+    shown = ", ".join(map(str, held[:8])) + (", …" if len(held) > 8 else "")
+    return (
+        f"{kind} {key} is not in bundle {name!r}, which holds {len(held)} ({shown or 'none'}); "
+        f"GET /v1/steering/bundles/{name} lists them"
+    )
+
+
+def _overlap(a: Scope, b: Scope) -> bool:
+    return "all" in (a.tokens, b.tokens) or a.tokens == b.tokens
+
+
+def _row(edit: Edit, bundle: Bundle, digest: str, strength: float) -> PlanRow:
+    header = bundle.header
+    baseline = 0.0
+    if edit.latent is not None:
+        row = bundle.row_of[edit.latent]
+        norm = math.sqrt(float(bundle.decoder[row] @ bundle.decoder[row]))
+        per_unit = {"raw": 1.0, "max_act": header.latents[row].max_activation, "resid_norm": header.resid_norm / norm}
+        baseline = float(bundle.baseline[row])
+    else:
+        row = bundle.vector_of[edit.vector or ""]
+        norm = math.sqrt(float(bundle.vectors[row] @ bundle.vectors[row]))
+        per_unit = {"raw": 1.0, "resid_norm": header.resid_norm / norm}
+    alpha, beta = coefficients(
+        edit.operation, amount=edit.value * per_unit[edit.unit], strength=strength, baseline=baseline
+    )
+    source: Literal["latent", "project", "vector", "project_vector"]
+    if edit.latent is not None:
+        source = "project" if edit.operation == "project" else "latent"
+    else:
+        source = "project_vector" if edit.operation == "project" else "vector"
+    window = Window(edit.scope.tokens, edit.scope.first_token)
+    return PlanRow(header.layer, window, digest, source, row, alpha, beta)
