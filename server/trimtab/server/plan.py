@@ -32,8 +32,10 @@ __all__ = [
     "Plan",
     "PlanRow",
     "Scope",
+    "Segment",
     "Steering",
     "Window",
+    "block_key",
     "compile_plan",
     "parse_steering",
 ]
@@ -147,6 +149,17 @@ class PlanRow(NamedTuple):
     beta: float
 
 
+class Segment(NamedTuple):
+    """A run of positions of one request under the same edits; segments are disjoint and ascending."""
+
+    lo: int
+    hi: int | None
+    """[lo, hi) in absolute positions; None is the end."""
+    rows: tuple[PlanRow, ...]
+    key: str
+    """Digest of what the rows do, whatever windows brought them here: equal keys are equal edits."""
+
+
 class Plan(NamedTuple):
     """A request's rows in canonical order, and their hash."""
 
@@ -158,22 +171,25 @@ class Plan(NamedTuple):
     def of(cls, rows: list[PlanRow]) -> "Plan":
         """The canonical plan of these rows; rows that do nothing are dropped."""
         kept = tuple(sorted(row for row in rows if row.alpha or row.beta))
-        canonical = json.dumps([_plain(row) for row in kept], separators=(",", ":"), allow_nan=False)
-        return cls(kept, "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()[:32])
+        return cls(kept, _digest(kept))
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The edited layers, ascending."""
         return tuple(sorted({row.layer for row in self.rows}))
 
-    def first_edited_position(self, n_prompt: int) -> int | None:
-        """The first absolute position that differs from the unedited run; None if nothing is ever edited."""
-        starts = []
-        for row in self.rows:
-            lo, hi = row.window.bounds(n_prompt)
-            if hi is None or hi > lo:
-                starts.append(lo)
-        return min(starts, default=None)
+    def segments(self, n_prompt: int) -> tuple[Segment, ...]:
+        """The plan resolved for a prompt of `n_prompt` tokens: at each position at most one segment, so one slot per row."""
+        bounds = [row.window.bounds(n_prompt) for row in self.rows]
+        cuts = sorted({lo for lo, _ in bounds} | {hi for _, hi in bounds if hi is not None})
+        segments = []
+        for lo, hi in zip(cuts, [*cuts[1:], None], strict=True):
+            here = (row for row, (a, b) in zip(self.rows, bounds, strict=True) if a <= lo and (b is None or lo < b))
+            # The window is not part of what the rows do here: blanked, so that prompt, completion and all share slots and blocks.
+            rows = tuple(sorted(row._replace(window=_ANYWHERE) for row in here))
+            if rows:
+                segments.append(Segment(lo, hi, rows, _digest(rows)))
+        return tuple(segments)
 
     def wire(self) -> str:
         """The plan as compact JSON text."""
@@ -200,6 +216,29 @@ class Plan(NamedTuple):
         except (ValueError, TypeError, KeyError) as e:
             raise InvalidSteering([Violation("trimtab", f"not a plan ({e}); make one with compile_plan")]) from e
         return plan
+
+
+_ANYWHERE = Window("all", False)
+
+
+def block_key(segments: tuple[Segment, ...], start: int, end: int) -> tuple[tuple[int, int, str], ...]:
+    """What the edits do to the cache block of positions [start, end), as (offset, offset, segment key) triples.
+
+    Empty for a block with no edited position: it keeps the plain key, and the chain of block hashes carries whatever was edited
+    before it. Offsets are part of the key because a window may end inside a block: a prompt-scoped plan edits [1, n − 1), so the
+    same text under the same plan is edited further in a longer prompt, and its blocks must not be taken for the shorter one's.
+    """
+    key = []
+    for segment in segments:
+        lo, hi = max(segment.lo, start), end if segment.hi is None else min(segment.hi, end)
+        if lo < hi:
+            key.append((lo - start, hi - start, segment.key))
+    return tuple(key)
+
+
+def _digest(rows: tuple[PlanRow, ...]) -> str:
+    canonical = json.dumps([_plain(row) for row in rows], separators=(",", ":"), allow_nan=False)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def _plain(row: PlanRow) -> list[Any]:
