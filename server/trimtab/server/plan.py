@@ -1,118 +1,23 @@
 """A plan: one request's edits, resolved against the loaded bundles and validated. Pure: no I/O, no clock, no vLLM.
 
-    steering (JSON) ── parse ──► Steering ── compile ──► Plan ── wire ──► the string that rides in SamplingParams.extra_args
+    Steering ── compile_plan ──► Plan ── wire ──► the string that rides in SamplingParams.extra_args
 
 A plan names rows by (content hash of the bundle, row), never by vector: the rows are already in every worker. Its `hash` is
 canonical: the same edits spelt differently are the same plan, share cache blocks, and share a slot in the engine's tables.
-
-Token scopes partition a request by what a position predicts, so that they agree with attribution's scope:
-
-    prompt      positions 1 … n_prompt − 2
-    completion  positions n_prompt − 1 … end: the last prompt token predicts the first completion token
-    all         both
-
-Position 0 is the attention sink, whose norm is two orders above the others'; it is left alone unless `first_token` is set.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing import Any, Literal, NamedTuple
 
 from trimtab.attribution.bundle import Bundle, RecommendedEdit
-from trimtab.attribution.edit import Operation, coefficients
+from trimtab.attribution.edit import coefficients
 from trimtab.server.errors import InvalidSteering, UnknownBundle, Violation
+from trimtab.server.steering import Edit, Scope, ScopeTokens, Steering
 
-__all__ = [
-    "MAX_EDITS",
-    "MAX_STRENGTH",
-    "Plan",
-    "PlanRow",
-    "Scope",
-    "Segment",
-    "Steering",
-    "Window",
-    "block_key",
-    "compile_plan",
-    "parse_steering",
-]
-
-MAX_EDITS = 64
-MAX_STRENGTH = 100.0
-ScopeTokens = Literal["prompt", "completion", "all"]
-Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
-Strength = Annotated[float, Field(allow_inf_nan=False, strict=True, ge=-MAX_STRENGTH, le=MAX_STRENGTH)]
-
-
-class _Field(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Scope(_Field):
-    """Which tokens an edit touches."""
-
-    tokens: ScopeTokens = "all"
-    first_token: bool = False
-    """Edit position 0 too (the attention sink)."""
-
-
-class Edit(_Field):
-    """One free-form edit of a request."""
-
-    bundle: str
-    latent: Annotated[int, Field(strict=True, ge=0)] | None = None
-    vector: str | None = None
-    operation: Operation
-    amount: Number | None = None
-    """For `add`: how much, in `unit`."""
-    target: Number | None = None
-    """For `clamp`: the activation to clamp to, in `unit`."""
-    factor: Number | None = None
-    """For `scale`: what the activation is multiplied by."""
-    unit: Literal["raw", "max_act", "resid_norm"] = "raw"
-    strength: Strength = 1.0
-    scope: Scope = Scope()
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.latent is None) == (self.vector is None):
-            raise ValueError("name exactly one of `latent` and `vector`")
-        wanted = {"add": "amount", "clamp": "target", "scale": "factor"}.get(self.operation)
-        for name in ("amount", "target", "factor"):
-            given = getattr(self, name) is not None
-            if given != (name == wanted):
-                raise ValueError(f"`{self.operation}` {'needs' if not given else 'takes no'} `{name}`")
-        if self.vector is not None and self.operation not in ("add", "project"):
-            raise ValueError(f"`{self.operation}` needs a latent; a dense vector can be added or projected out")
-        if self.unit != "raw" and self.operation not in ("add", "clamp"):
-            raise ValueError(f"`unit` goes with add and clamp, not with {self.operation}")
-        if self.unit == "max_act" and self.vector is not None:
-            raise ValueError("a dense vector has no largest activation; use unit `raw` or `resid_norm`")
-        return self
-
-    @property
-    def value(self) -> float:
-        """The one number of the operation, 0 where it takes none."""
-        return next((v for v in (self.amount, self.target, self.factor) if v is not None), 0.0)
-
-
-class Steering(_Field):
-    """The `steering` field of a request: a bundle's recommended edits, or free-form edits."""
-
-    bundle: str | None = None
-    edits: Annotated[tuple[Edit, ...], Field(max_length=MAX_EDITS, min_length=1)] | None = None
-    strength: Strength = 1.0
-    on_failure: Literal["closed", "open"] = "closed"
-    """`closed`: a reply that was not steered as asked is an error. `open`: it is returned, and says so."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.bundle is None) == (self.edits is None):
-            raise ValueError("give exactly one of `bundle` (its recommended edits) and `edits`")
-        return self
+__all__ = ["Plan", "PlanRow", "Segment", "Window", "block_key", "compile_plan"]
 
 
 class Window(NamedTuple):
@@ -243,29 +148,6 @@ def _digest(rows: tuple[PlanRow, ...]) -> str:
 
 def _plain(row: PlanRow) -> list[Any]:
     return [row.layer, *row.window, *row[2:]]
-
-
-def parse_steering(value: Any) -> Steering:
-    """The validated `steering` field.
-
-    Raises:
-        InvalidSteering: with every violation at once, each with the path of its field.
-    """
-    if not isinstance(value, Mapping):
-        raise InvalidSteering([Violation("steering", f"must be an object, not {type(value).__name__}")])
-    try:
-        return Steering.model_validate(value)
-    except ValidationError as e:
-        raise InvalidSteering([_violation(error) for error in e.errors()]) from e
-
-
-def _violation(error: Any) -> Violation:
-    path = "steering"
-    for part in error["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    if error["type"] == "extra_forbidden":
-        return Violation(path, f"unknown field {error['loc'][-1]!r}; see GET /v1/steering/schema for the fields")
-    return Violation(path, error["msg"].removeprefix("Value error, "))
 
 
 def compile_plan(steering: Steering, bundles: Mapping[str, Bundle]) -> Plan:
