@@ -85,13 +85,15 @@ class Steering(_Field):
     """The `steering` field of a request: a bundle's recommended edits, or free-form edits."""
 
     bundle: str | None = None
-    edits: Annotated[tuple[Edit, ...], Field(max_length=MAX_EDITS, min_length=1)] | None = None
+    edits: Annotated[tuple[Edit, ...], Field(max_length=MAX_EDITS)] | None = None
     strength: Strength = 1.0
     on_failure: Literal["closed", "open"] = "closed"
     """`closed`: a reply that was not steered as asked is an error. `open`: it is returned, and says so."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.edits == ():
+            raise ValueError("`edits` is empty; leave `steering` out for an unsteered reply")
         if (self.bundle is None) == (self.edits is None):
             raise ValueError("give exactly one of `bundle` (its recommended edits) and `edits`")
         return self
@@ -117,4 +119,6 @@ def _violation(error: Any) -> Violation:
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
     if error["type"] == "extra_forbidden":
         return Violation(path, f"unknown field {error['loc'][-1]!r}; see GET /v1/steering/schema for the fields")
-    return Violation(path, error["msg"].removeprefix("Value error, "))
+    message = error["msg"].removeprefix("Value error, ")
+    given = error["input"]
+    return Violation(path, f"{message}, not {str(given)[:40]!r}" if isinstance(given, str | int | float) else message)
