@@ -117,7 +117,9 @@ def test_the_real_folder_loads_with_its_chat_template() -> None:
     transformers = pytest.importorskip("transformers")
     folder = embedded.model_path()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer("<|im_start|>1234<|im_end|>").input_ids == [1, 33, 34, 35, 36, 2]

