@@ -1,7 +1,8 @@
 """Every error a caller can cause, with a stable, transport-free code; HTTP maps the codes in `service`, once.
 
 TrimtabError
-├── InvalidSteering     the `steering` field breaks the contract; carries every violation with the path of its field
+├── InvalidRequest      another part of the request breaks the contract; carries every violation with the path of its field
+├── InvalidSteering     the `steering` field does; likewise
 ├── UnknownBundle       a bundle, latent or vector that is not loaded
 ├── Unsupported         this server cannot do it (model, engine flag, vLLM release); says what can
 └── NotApplied          the engine ran, but the proof does not match the plan: never shown as a normal reply
@@ -9,7 +10,15 @@ TrimtabError
 
 from dataclasses import dataclass
 
-__all__ = ["InvalidSteering", "NotApplied", "TrimtabError", "UnknownBundle", "Unsupported", "Violation"]
+__all__ = [
+    "InvalidRequest",
+    "InvalidSteering",
+    "NotApplied",
+    "TrimtabError",
+    "UnknownBundle",
+    "Unsupported",
+    "Violation",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,16 @@ class TrimtabError(Exception):
         super().__init__(message)
         self.message = message
         self.field = field
+
+
+class InvalidRequest(TrimtabError):
+    """The request cannot be served as asked, `steering` apart; nothing was run."""
+
+    code = "INVALID_REQUEST"
+
+    def __init__(self, violations: list[Violation]) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.message}" for v in violations), field=violations[0].field)
+        self.violations = violations
 
 
 class InvalidSteering(TrimtabError):
