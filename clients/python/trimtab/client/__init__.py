@@ -1,0 +1,86 @@
+"""The Trimtab client: ask a Trimtab server for a steered reply, and hold the proof that it was steered.
+
+    client = Trimtab("http://127.0.0.1:8000")
+    calm = Steering(edits=[Latent("calm", 5120).clamp(0.0).during("completion")])
+    reply = client.chat.completions.create(model="smollm2-135m-instruct", messages=[...], steering=calm)
+    reply.steering.max_relative_norm
+
+Any OpenAI client does as well: `stock.chat.completions.create(model=..., messages=[...], **calm.openai())`, then
+`require_applied(reply)`. Nothing here imports torch or vllm, and the `openai` SDK only when it is first needed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.client.aio import AsyncTrimtab as AsyncTrimtab
+    from trimtab.client.bundles import BundleLatent as BundleLatent
+    from trimtab.client.bundles import BundleSummary as BundleSummary
+    from trimtab.client.bundles import Validation as Validation
+    from trimtab.client.errors import InvalidSteeringError as InvalidSteeringError
+    from trimtab.client.errors import NotAppliedError as NotAppliedError
+    from trimtab.client.errors import TrimtabError as TrimtabError
+    from trimtab.client.errors import UnknownBundleError as UnknownBundleError
+    from trimtab.client.errors import UnsupportedError as UnsupportedError
+    from trimtab.client.errors import Violation as Violation
+    from trimtab.client.http import Trimtab as Trimtab
+    from trimtab.client.proof import Applied as Applied
+    from trimtab.client.proof import HookPoint as HookPoint
+    from trimtab.client.proof import require_applied as require_applied
+    from trimtab.client.spec import Edit as Edit
+    from trimtab.client.spec import Latent as Latent
+    from trimtab.client.spec import Steering as Steering
+    from trimtab.client.spec import Vector as Vector
+
+_HOME = {
+    "Applied": "proof",
+    "AsyncTrimtab": "aio",
+    "BundleLatent": "bundles",
+    "BundleSummary": "bundles",
+    "Edit": "spec",
+    "HookPoint": "proof",
+    "InvalidSteeringError": "errors",
+    "Latent": "spec",
+    "NotAppliedError": "errors",
+    "Steering": "spec",
+    "Trimtab": "http",
+    "TrimtabError": "errors",
+    "UnknownBundleError": "errors",
+    "UnsupportedError": "errors",
+    "Validation": "bundles",
+    "Vector": "spec",
+    "Violation": "errors",
+    "require_applied": "proof",
+}
+
+__all__ = [
+    "Applied",
+    "AsyncTrimtab",
+    "BundleLatent",
+    "BundleSummary",
+    "Edit",
+    "HookPoint",
+    "InvalidSteeringError",
+    "Latent",
+    "NotAppliedError",
+    "Steering",
+    "Trimtab",
+    "TrimtabError",
+    "UnknownBundleError",
+    "UnsupportedError",
+    "Validation",
+    "Vector",
+    "Violation",
+    "require_applied",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The SDK takes most of a second to import, and the CLI's `--help` does not need it.
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

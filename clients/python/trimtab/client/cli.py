@@ -1,0 +1,89 @@
+"""The `trimtab` command: a shell that loads a room's commands when they are called, so that the base install stays light.
+
+Rooms add commands by entry point (group `trimtab.commands`): a function that typer can run, or a Typer app. Arguments reach them
+as they were typed, `--` and all.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+__all__ = ["main"]
+
+GROUP = "trimtab.commands"
+_ABOUT = {
+    "attribute": "Find the latents behind a behaviour, measure them, and write a bundle.",
+    "bundle": "Show what a bundle holds.",
+    "model": "Fetch and check the model that Trimtab carries.",
+    "serve": "Serve a model whose requests can be steered, over the OpenAI API.",
+}
+_EXTRA = {"trimtab.attribution": "trimtab[attribution]", "trimtab.server": "trimtab[cpu]"}
+
+_HEAVY = {
+    *("accelerate", "fastapi", "gguf", "numpy", "platformdirs", "prometheus_client"),
+    *("pydantic", "safetensors", "torch", "transformers", "uvicorn", "vllm"),
+}
+"""What the extras bring; the base install has none of it."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line, that of the process unless given."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    commands = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if args and args[0] in commands:
+        _run(commands[args[0]], args[1:])
+    else:
+        _shell(commands)(args=args, prog_name="trimtab")
+
+
+def _run(entry: EntryPoint, args: list[str]) -> None:
+    room = ".".join(entry.module.split(".")[:2])
+    try:
+        command = entry.load()
+        if not isinstance(command, typer.Typer):
+            function, command = command, typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+            command.command()(function)
+        command(args=args, prog_name=f"trimtab {entry.name}")
+    except ModuleNotFoundError as e:
+        package = (e.name or "").split(".")[0]
+        if room not in _EXTRA or package not in _HEAVY:
+            raise
+        hint = " (on an NVIDIA GPU 'trimtab[cuda]')" if room == "trimtab.server" else ""
+        Console(stderr=True, soft_wrap=True).print(
+            f"trimtab {entry.name} needs {package}, which is not installed: pip install '{_EXTRA[room]}'{hint}",
+            markup=False,
+            highlight=False,
+        )
+        raise SystemExit(2) from e
+
+
+def _shell(commands: Mapping[str, EntryPoint]) -> typer.Typer:
+    """The app behind `--help` and `--version`; it names the commands and loads none."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        help="Find the latents that cause a behaviour, and steer them per request on vLLM, with proof in every reply.",
+    )
+
+    def shell(
+        _: Annotated[
+            bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        ] = False,
+    ) -> None:
+        pass
+
+    app.callback()(shell)
+    for name, entry in sorted(commands.items()):
+        about = _ABOUT.get(name, f"From {entry.module}.")
+        app.command(name, help=about)(lambda: None)
+    return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        Console(soft_wrap=True).print(f"trimtab {version('trimtab')}", markup=False, highlight=False)
+        raise typer.Exit

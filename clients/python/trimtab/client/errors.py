@@ -1,0 +1,109 @@
+"""What can go wrong with steering, typed. Connections, keys, quotas and time-outs stay the `openai` SDK's own exceptions.
+
+TrimtabError
+├── InvalidSteeringError   the `steering` field breaks the contract; `violations` lists every mistake with its field
+├── UnknownBundleError     a bundle, latent or vector that the server has not loaded
+├── UnsupportedError       this server, model or engine cannot do it
+└── NotAppliedError        the reply was not steered as asked, or carries no proof that it was
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import openai
+
+__all__ = [
+    "InvalidSteeringError",
+    "NotAppliedError",
+    "TrimtabError",
+    "UnknownBundleError",
+    "UnsupportedError",
+    "Violation",
+]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One thing wrong with one field."""
+
+    field: str
+    """Path inside the request, `steering.edits[0].latent`."""
+    message: str
+    """What was wrong, the value, the allowed range, the next step."""
+
+
+class TrimtabError(Exception):
+    """Base of the tree."""
+
+    code = "internal"
+    """Stable; the server's `error.code`."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        violations: tuple[Violation, ...] = (),
+        request_id: str | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        """The first field that is wrong."""
+        self.violations = violations
+        self.request_id = request_id
+        """Quote it to whoever runs the server; None when the mistake was found before sending."""
+        self.status = status
+        """HTTP status; None when the mistake was found before sending, or in the middle of a stream."""
+
+    @staticmethod
+    def of(error: openai.APIError) -> TrimtabError | None:
+        """The steering error that an exception of the stock `openai` SDK carries; None if it is about something else."""
+        kind = next((kind for kind in _KINDS if kind.code == error.code), None)
+        if kind is None:
+            return None
+        body: dict[str, Any] = error.body if isinstance(error.body, dict) else {}
+        listed = body.get("violations")
+        violations = tuple(
+            Violation(str(item["field"]), str(item["message"]))
+            for item in (listed if isinstance(listed, list) else [])
+            if isinstance(item, dict) and {"field", "message"} <= item.keys()
+        )
+        return kind(
+            str(body.get("message") or error.message),
+            param=error.param,
+            violations=violations,
+            request_id=getattr(error, "request_id", None),
+            status=getattr(error, "status_code", None),
+        )
+
+
+class InvalidSteeringError(TrimtabError):
+    """The `steering` field cannot be served as asked; nothing was run."""
+
+    code = "invalid_steering"
+
+
+class UnknownBundleError(TrimtabError):
+    """The server has not loaded that bundle."""
+
+    code = "unknown_bundle"
+
+
+class UnsupportedError(TrimtabError):
+    """This server, model or engine cannot do what was asked."""
+
+    code = "unsupported"
+
+
+class NotAppliedError(TrimtabError):
+    """The reply was not steered as asked, or carries no proof that it was."""
+
+    code = "steering_not_applied"
+
+
+_KINDS = (InvalidSteeringError, UnknownBundleError, UnsupportedError, NotAppliedError)

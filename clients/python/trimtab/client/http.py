@@ -1,0 +1,215 @@
+"""The synchronous client: the `openai` SDK's calls with `steering`, and what else a Trimtab server answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, overload
+
+import openai
+from typing_extensions import Unpack
+
+from trimtab.client import calls
+from trimtab.client.bundles import BundleSummary, Validation, read_bundles, read_validation
+from trimtab.client.calls import ChatParams, ChatStreamParams, CompletionParams, CompletionStreamParams, Ending
+from trimtab.client.proof import Applied, require_applied
+from trimtab.client.replies import SteeredChatChunk, SteeredChatCompletion, SteeredCompletion
+from trimtab.client.spec import Steering
+
+__all__ = ["Trimtab", "TrimtabStream"]
+
+Chunk = TypeVar("Chunk")
+Reply = TypeVar("Reply")
+
+
+class Trimtab:
+    """A Trimtab server. Thread-safe; close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        max_retries: int = 2,
+        http_client: Any = None,
+    ) -> None:
+        self.openai = openai.OpenAI(
+            base_url=calls.root(base_url),
+            api_key=calls.key(api_key),
+            timeout=timeout,
+            max_retries=max_retries,
+            http_client=http_client,
+        )
+        """The stock SDK client of the same server, for all else it can do; `Steering.openai()` makes it steer."""
+        self.chat = Chat(self.openai)
+        self.completions = Completions(self.openai)
+        self.steering = SteeringRoutes(self.openai)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.openai.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TrimtabStream(Generic[Chunk]):
+    """The chunks of a reply; when it is complete, `steering` is what was applied."""
+
+    def __init__(self, chunks: openai.Stream[Chunk], steering: Steering | None) -> None:
+        self._chunks = chunks
+        self._ending = Ending(steering)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        with calls.typed_errors():
+            for chunk in self._chunks:
+                self._ending.saw(chunk)
+                yield chunk
+        self._ending.ended()
+
+    @property
+    def steering(self) -> Applied:
+        """What was applied; known when the stream is complete.
+
+        Raises:
+            NotAppliedError: the stream is not complete, or carried no proof.
+        """
+        return self._ending.proof
+
+    def close(self) -> None:
+        """Stops the reply; the server aborts it."""
+        self._chunks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Chat:
+    """`client.chat.completions`, as in the SDK."""
+
+    def __init__(self, sdk: openai.OpenAI) -> None:
+        self.completions = ChatCompletions(sdk)
+
+
+class ChatCompletions:
+    """Chat replies."""
+
+    def __init__(self, sdk: openai.OpenAI) -> None:
+        self._sdk = sdk
+
+    @overload
+    def create(
+        self,
+        *,
+        steering: Steering | None = None,
+        extra_body: Mapping[str, object] | None = None,
+        **params: Unpack[ChatParams],
+    ) -> SteeredChatCompletion: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        steering: Steering | None = None,
+        extra_body: Mapping[str, object] | None = None,
+        **params: Unpack[ChatStreamParams],
+    ) -> TrimtabStream[SteeredChatChunk]: ...
+
+    def create(
+        self, *, steering: Steering | None = None, extra_body: Mapping[str, object] | None = None, **params: Any
+    ) -> SteeredChatCompletion | TrimtabStream[SteeredChatChunk]:
+        """A chat reply, steered; `params` are the SDK's own. A steered reply without proof is an error, unless open.
+
+        Raises:
+            TrimtabError: what was asked for is wrong or was not done; see `errors`.
+            openai.APIError: everything else.
+        """
+        request = calls.body(steering, extra_body, params)
+        chunks = openai.Stream[SteeredChatChunk]
+        return _send(self._sdk, "/chat/completions", request, steering, SteeredChatCompletion, chunks)
+
+
+class Completions:
+    """Text replies."""
+
+    def __init__(self, sdk: openai.OpenAI) -> None:
+        self._sdk = sdk
+
+    @overload
+    def create(
+        self,
+        *,
+        steering: Steering | None = None,
+        extra_body: Mapping[str, object] | None = None,
+        **params: Unpack[CompletionParams],
+    ) -> SteeredCompletion: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        steering: Steering | None = None,
+        extra_body: Mapping[str, object] | None = None,
+        **params: Unpack[CompletionStreamParams],
+    ) -> TrimtabStream[SteeredCompletion]: ...
+
+    def create(
+        self, *, steering: Steering | None = None, extra_body: Mapping[str, object] | None = None, **params: Any
+    ) -> SteeredCompletion | TrimtabStream[SteeredCompletion]:
+        """A text reply, steered; otherwise as `chat.completions.create`."""
+        request = calls.body(steering, extra_body, params)
+        chunks = openai.Stream[SteeredCompletion]
+        return _send(self._sdk, "/completions", request, steering, SteeredCompletion, chunks)
+
+
+class SteeringRoutes:
+    """`/v1/steering`: what can be steered, and whether a request would be."""
+
+    def __init__(self, sdk: openai.OpenAI) -> None:
+        self._sdk = sdk
+
+    def bundles(self) -> tuple[BundleSummary, ...]:
+        """The bundles that are loaded, by name."""
+        with calls.typed_errors():
+            return read_bundles(self._sdk.get("/steering/bundles", cast_to=object))
+
+    def validate(self, steering: Steering) -> Validation:
+        """The plan that the server makes of these edits; nothing is run.
+
+        Raises:
+            InvalidSteeringError: it refuses them, and says why.
+            UnknownBundleError: a bundle is not loaded.
+        """
+        with calls.typed_errors():
+            return read_validation(
+                self._sdk.post("/steering/validate", cast_to=object, body=calls.body(steering, None, {}))
+            )
+
+
+def _send(
+    sdk: openai.OpenAI,
+    path: str,
+    request: dict[str, Any],
+    steering: Steering | None,
+    reply_type: type[Reply],
+    stream_type: type[openai.Stream[Chunk]],
+) -> Reply | TrimtabStream[Chunk]:
+    with calls.typed_errors():
+        if request.get("stream"):
+            chunks = sdk.post(path, cast_to=object, body=request, stream=True, stream_cls=stream_type)
+            return TrimtabStream(chunks, steering)
+        reply = sdk.post(path, cast_to=reply_type, body=request)
+    if calls.must_be_applied(steering):
+        require_applied(reply)
+    return reply

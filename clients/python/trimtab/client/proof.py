@@ -1,0 +1,119 @@
+"""The proof in a reply: what the engine counted while it steered, and `require_applied`, which accepts nothing less.
+
+It reads any reply that carries a `steering` object: this client's, the stock `openai` SDK's, a chunk of a stream, a plain dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from trimtab.client.errors import NotAppliedError
+
+__all__ = ["Applied", "HookPoint", "require_applied"]
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """What was applied at one hook point."""
+
+    prompt_tokens: int
+    """Prompt positions edited in this request's own forward passes."""
+    completion_tokens: int
+    """Positions that predict completion tokens and were edited."""
+    cached_prompt_tokens: int
+    """Prompt positions in scope whose edited state came from the prefix cache."""
+    max_relative_norm: float
+    """Largest ‖Δ‖/‖h‖ over the edited positions."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was applied to one reply, counted where it was applied."""
+
+    status: str
+    """`applied`, `not_requested` or `failed_open`."""
+    plan: str | None
+    """Canonical hash of the edits; the same edits spelt differently have the same."""
+    bundles: tuple[str, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    max_relative_norm: float
+    hook_points: Mapping[str, HookPoint]
+    """By name, `blocks.14.resid_post`."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Edited tokens in all, those from the prefix cache too."""
+        return self.prompt_tokens + self.completion_tokens + self.cached_prompt_tokens
+
+    @classmethod
+    def of(cls, reply: object) -> Applied:
+        """The proof that a reply carries.
+
+        Raises:
+            NotAppliedError: it carries none, or one that cannot be read.
+        """
+        raw = raw_proof(reply)
+        if raw is None:
+            raise NotAppliedError(
+                "the reply carries no `steering` object: the server is no Trimtab server, or a proxy dropped it; "
+                "nothing shows that the reply was steered",
+                request_id=_request_id(reply),
+            )
+        try:
+            points = {str(name): HookPoint(**_counts(point)) for name, point in raw.get("hook_points", {}).items()}
+            plan = raw.get("plan")
+            return cls(
+                status=str(raw["status"]),
+                plan=None if plan is None else str(plan),
+                bundles=tuple(str(name) for name in raw.get("bundles", ())),
+                hook_points=MappingProxyType(points),
+                **_counts(raw),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            raise NotAppliedError(
+                f"the reply's `steering` object cannot be read ({e!r}); use a client of the server's own release",
+                request_id=_request_id(reply),
+            ) from e
+
+
+def require_applied(reply: object) -> Applied:
+    """The proof of a reply that was steered as asked; of a stream, give the last chunk.
+
+    Raises:
+        NotAppliedError: the reply carries no proof, its status is not `applied`, it names no plan, or no token was edited.
+    """
+    applied = Applied.of(reply)
+    if applied.status != "applied":
+        problem = f"its status is {applied.status!r}"
+    elif not applied.plan:
+        problem = "its proof names no plan"
+    elif not applied.n_tokens:
+        problem = "not one token was in scope and edited"
+    else:
+        return applied
+    raise NotAppliedError(f"the reply was not steered as asked: {problem}", request_id=_request_id(reply))
+
+
+def raw_proof(reply: object) -> dict[str, Any] | None:
+    """The reply's `steering` object as it came; None if there is none."""
+    extra = reply if isinstance(reply, Mapping) else getattr(reply, "model_extra", None)
+    raw = extra.get("steering") if isinstance(extra, Mapping) else None
+    return raw if isinstance(raw, dict) else None
+
+
+def _counts(raw: Mapping[str, Any]) -> dict[str, Any]:
+    counts: dict[str, Any] = {}
+    for name in ("prompt_tokens", "completion_tokens", "cached_prompt_tokens"):
+        counts[name] = int(raw.get(name, 0))
+    counts["max_relative_norm"] = float(raw.get("max_relative_norm") or 0.0)
+    return counts
+
+
+def _request_id(reply: object) -> str | None:
+    value = getattr(reply, "_request_id", None)
+    return value if isinstance(value, str) else None

@@ -1,0 +1,36 @@
+"""The client stays light, and says what it exports."""
+
+import subprocess
+import sys
+
+import pytest
+
+import trimtab.client
+
+
+def test_all_is_importable_and_complete() -> None:
+    for name in trimtab.client.__all__:
+        assert getattr(trimtab.client, name).__module__.startswith("trimtab.client."), name
+    assert sorted(trimtab.client.__all__) == trimtab.client.__all__
+    assert set(trimtab.client.__all__) <= set(dir(trimtab.client))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="NoSuchThing"):
+        trimtab.client.NoSuchThing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        (
+            "import trimtab.client.http, trimtab.client.aio",
+            {"torch", "vllm", "transformers", "fastapi", "grpc", "numpy"},
+        ),
+        ("import trimtab.client.cli", {"torch", "vllm", "transformers", "fastapi", "grpc", "numpy", "openai"}),
+    ],
+)
+def test_importing_the_client_imports_nothing_heavy(statement: str, absent: set[str]) -> None:
+    code = f"{statement}; import sys; print(*sorted({absent!r} & sys.modules.keys()))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
