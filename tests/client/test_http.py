@@ -64,7 +64,7 @@ def test_failing_open_is_returned_and_says_so() -> None:
 
 
 def test_a_stream_ends_with_its_proof() -> None:
-    with client(streams(chat_chunks(opening={"status": "admitted"}, closing=PROOF))) as trimtab:
+    with client(streams(chat_chunks(opening={"status": "requested"}, closing=PROOF))) as trimtab:
         stream = trimtab.chat.completions.create(model="m", messages=HI, steering=CALM, stream=True)
         with pytest.raises(NotAppliedError, match="not complete"):
             _ = stream.steering
@@ -73,15 +73,15 @@ def test_a_stream_ends_with_its_proof() -> None:
 
 
 def test_a_stream_without_proof_raises_at_its_end() -> None:
-    with client(streams(chat_chunks(opening={"status": "admitted"}, closing=None))) as trimtab:
+    with client(streams(chat_chunks(opening={"status": "requested"}, closing=None))) as trimtab:
         stream = trimtab.chat.completions.create(model="m", messages=HI, steering=CALM, stream=True)
-        with pytest.raises(NotAppliedError, match="'admitted'"):
+        with pytest.raises(NotAppliedError, match="'requested'"):
             list(stream)
 
 
 def test_an_error_in_the_middle_of_a_stream_is_typed() -> None:
     error = {"error": {"message": "2 of 3 tokens edited", "code": "steering_not_applied", "param": None}}
-    events = [*chat_chunks(opening={"status": "admitted"}, closing=None)[:2], error]
+    events = [*chat_chunks(opening={"status": "requested"}, closing=None)[:2], error]
     with client(streams(events)) as trimtab:
         stream = trimtab.chat.completions.create(model="m", messages=HI, steering=CALM, stream=True)
         with pytest.raises(NotAppliedError, match="2 of 3 tokens edited"):
@@ -138,18 +138,20 @@ def test_an_openai_key_is_never_sent_elsewhere(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bundles_are_typed() -> None:
-    latent = {"latent": 5120, "label": None, "max_activation": 9.5}
+    edit = {"latent": 5120, "operation": "clamp", "amount": 0.0, "unit": "raw", "scope": "completion"}
     bundle = {
         "name": "calm",
         "content_hash": "sha256:00",
         "behaviour": "Stays calm.",
+        "model": "m",
         "hook_point": "blocks.14.resid_post",
-        "latents": [latent],
-        "vectors": ["difference_in_means"],
+        "n_latents": 1,
+        "n_vectors": 0,
+        "edits": [edit],
     }
     with client(answers({"object": "list", "data": [bundle]})) as trimtab:
         (summary,) = trimtab.steering.bundles()
-    assert (summary.name, summary.latents[0].max_activation, summary.vectors) == ("calm", 9.5, ("difference_in_means",))
+    assert (summary.name, summary.n_latents, dict(summary.edits[0])) == ("calm", 1, edit)
 
 
 def test_a_foreign_servers_listing_is_an_error() -> None:
@@ -167,7 +169,7 @@ async def test_the_async_client_requires_proof_too() -> None:
 
 
 async def test_an_async_stream_ends_with_its_proof() -> None:
-    async with async_client(streams(chat_chunks(opening={"status": "admitted"}, closing=PROOF))) as trimtab:
+    async with async_client(streams(chat_chunks(opening={"status": "requested"}, closing=PROOF))) as trimtab:
         stream = await trimtab.chat.completions.create(model="m", messages=HI, steering=CALM, stream=True)
         text = [chunk.choices[0].delta.content or "" async for chunk in stream]
     assert "".join(text) == "Paris."

@@ -32,7 +32,7 @@ def test_the_proof_of_a_stock_reply_is_typed() -> None:
 
 
 def test_the_last_chunk_of_a_stock_stream_is_proof() -> None:
-    opening = {"status": "admitted", "plan": PROOF["plan"], "bundles": ["calm"]}
+    opening = {"status": "requested", "plan": PROOF["plan"], "bundles": ["calm"]}
     with stock(transport(streams(chat_chunks(opening=opening, closing=PROOF)))) as client:
         message: Any = [{"role": "user", "content": "Hi"}]
         chunks = list(client.chat.completions.create(model="m", messages=message, stream=True))

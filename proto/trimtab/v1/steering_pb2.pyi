@@ -42,6 +42,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_APPLIED: _ClassVar[Status]
     STATUS_NOT_REQUESTED: _ClassVar[Status]
     STATUS_FAILED_OPEN: _ClassVar[Status]
+    STATUS_REQUESTED: _ClassVar[Status]
 OPERATION_UNSPECIFIED: Operation
 OPERATION_ADD: Operation
 OPERATION_ABLATE: Operation
@@ -63,6 +64,7 @@ STATUS_UNSPECIFIED: Status
 STATUS_APPLIED: Status
 STATUS_NOT_REQUESTED: Status
 STATUS_FAILED_OPEN: Status
+STATUS_REQUESTED: Status
 
 class Scope(_message.Message):
     __slots__ = ("tokens", "first_token")
@@ -129,7 +131,7 @@ class HookPointProof(_message.Message):
     def __init__(self, hook_point: _Optional[str] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ...) -> None: ...
 
 class Applied(_message.Message):
-    __slots__ = ("status", "plan", "bundles", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm", "hook_points")
+    __slots__ = ("status", "plan", "bundles", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm", "hook_points", "reason")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +140,7 @@ class Applied(_message.Message):
     CACHED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     MAX_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
     HOOK_POINTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     status: Status
     plan: str
     bundles: _containers.RepeatedScalarFieldContainer[str]
@@ -146,30 +149,53 @@ class Applied(_message.Message):
     cached_prompt_token_count: int
     max_relative_norm: float
     hook_points: _containers.RepeatedCompositeFieldContainer[HookPointProof]
-    def __init__(self, status: _Optional[_Union[Status, str]] = ..., plan: _Optional[str] = ..., bundles: _Optional[_Iterable[str]] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., hook_points: _Optional[_Iterable[_Union[HookPointProof, _Mapping]]] = ...) -> None: ...
+    reason: str
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., plan: _Optional[str] = ..., bundles: _Optional[_Iterable[str]] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., hook_points: _Optional[_Iterable[_Union[HookPointProof, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
 
-class BundleLatent(_message.Message):
-    __slots__ = ("latent", "label", "max_activation")
+class RecommendedEdit(_message.Message):
+    __slots__ = ("latent", "vector", "operation", "amount", "unit", "scope")
     LATENT_FIELD_NUMBER: _ClassVar[int]
-    LABEL_FIELD_NUMBER: _ClassVar[int]
-    MAX_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
     latent: int
-    label: str
-    max_activation: float
-    def __init__(self, latent: _Optional[int] = ..., label: _Optional[str] = ..., max_activation: _Optional[float] = ...) -> None: ...
+    vector: str
+    operation: Operation
+    amount: float
+    unit: Unit
+    scope: ScopeTokens
+    def __init__(self, latent: _Optional[int] = ..., vector: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., amount: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., scope: _Optional[_Union[ScopeTokens, str]] = ...) -> None: ...
 
 class BundleSummary(_message.Message):
-    __slots__ = ("name", "content_hash", "behaviour", "hook_point", "latents", "vectors")
+    __slots__ = ("name", "content_hash", "behaviour", "model", "hook_point", "latent_count", "vector_count", "edits")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONTENT_HASH_FIELD_NUMBER: _ClassVar[int]
     BEHAVIOUR_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
-    LATENTS_FIELD_NUMBER: _ClassVar[int]
-    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
     name: str
     content_hash: str
     behaviour: str
+    model: str
     hook_point: str
-    latents: _containers.RepeatedCompositeFieldContainer[BundleLatent]
-    vectors: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., content_hash: _Optional[str] = ..., behaviour: _Optional[str] = ..., hook_point: _Optional[str] = ..., latents: _Optional[_Iterable[_Union[BundleLatent, _Mapping]]] = ..., vectors: _Optional[_Iterable[str]] = ...) -> None: ...
+    latent_count: int
+    vector_count: int
+    edits: _containers.RepeatedCompositeFieldContainer[RecommendedEdit]
+    def __init__(self, name: _Optional[str] = ..., content_hash: _Optional[str] = ..., behaviour: _Optional[str] = ..., model: _Optional[str] = ..., hook_point: _Optional[str] = ..., latent_count: _Optional[int] = ..., vector_count: _Optional[int] = ..., edits: _Optional[_Iterable[_Union[RecommendedEdit, _Mapping]]] = ...) -> None: ...
+
+class Validation(_message.Message):
+    __slots__ = ("plan", "bundles", "hook_points", "row_count")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    HOOK_POINTS_FIELD_NUMBER: _ClassVar[int]
+    ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    plan: str
+    bundles: _containers.RepeatedScalarFieldContainer[str]
+    hook_points: _containers.RepeatedScalarFieldContainer[str]
+    row_count: int
+    def __init__(self, plan: _Optional[str] = ..., bundles: _Optional[_Iterable[str]] = ..., hook_points: _Optional[_Iterable[str]] = ..., row_count: _Optional[int] = ...) -> None: ...

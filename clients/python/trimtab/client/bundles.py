@@ -7,21 +7,9 @@ from typing import Any, TypeVar
 
 from trimtab.client.errors import TrimtabError
 
-__all__ = ["BundleLatent", "BundleSummary", "Validation", "read_bundles", "read_validation"]
+__all__ = ["BundleLatent", "BundleSummary", "Validation", "read_bundles", "read_latents", "read_validation"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class BundleLatent:
-    """A latent that a bundle holds."""
-
-    latent: int
-    """Its index in the SAE."""
-    label: str | None
-    """What it seems to mean, for people."""
-    max_activation: float
-    """Largest activation on the SAE's own data, SAE units: the unit `max_act`."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +21,32 @@ class BundleSummary:
     content_hash: str
     behaviour: str
     """One sentence: what the positive completions do."""
+    model: str
+    """The one model that its rows were made for."""
     hook_point: str
-    latents: tuple[BundleLatent, ...]
-    vectors: tuple[str, ...]
-    """Names of its dense vectors."""
-    raw: Mapping[str, Any]
-    """All that the server said of it."""
+    n_latents: int
+    n_vectors: int
+    edits: tuple[Mapping[str, Any], ...]
+    """What it applies when a request names it alone."""
+
+
+@dataclass(frozen=True)
+class BundleLatent:
+    """A latent that a bundle holds, with its evidence; what was not measured is None."""
+
+    latent: int
+    """Its index in the SAE."""
+    label: str | None
+    """What it seems to mean, for people."""
+    attribution: float | None
+    """Predicted share in the behaviour."""
+    effect: float | None
+    """What intervening did, measured."""
+    max_activation: float
+    """Largest activation on the SAE's own data, SAE units: the unit `max_act`."""
+    strength_range: tuple[float, float] | None
+    """Strengths that were measured and kept the text coherent."""
+    top_tokens: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,35 +55,56 @@ class Validation:
 
     plan: str
     """Canonical hash; the same edits spelt differently have the same."""
-    raw: Mapping[str, Any]
-    """All that the server said of it."""
+    bundles: tuple[str, ...]
+    hook_points: tuple[str, ...]
+    """Where they act."""
+    n_rows: int
+    """Rows of the formula that they compile to; 0 does nothing."""
 
 
 def read_bundles(document: Any) -> tuple[BundleSummary, ...]:
     """The bundles of a listing."""
-    return tuple(_read(_bundle, item) for item in _read(lambda listing: list(listing["data"]), document))
+    return _read(lambda listing: tuple(_summary(item) for item in listing["data"]), document)
+
+
+def read_latents(document: Any) -> tuple[BundleLatent, ...]:
+    """The latents of one bundle's description."""
+    return _read(lambda header: tuple(_latent(item) for item in header["latents"]), document)
 
 
 def read_validation(document: Any) -> Validation:
     """The answer to a validation."""
-    return _read(lambda answer: Validation(str(answer["plan"]), MappingProxyType(answer)), document)
+
+    def parse(answer: Any) -> Validation:
+        names = tuple(map(str, answer["bundles"])), tuple(map(str, answer["hook_points"]))
+        return Validation(str(answer["plan"]), *names, int(answer["n_rows"]))
+
+    return _read(parse, document)
 
 
-def _bundle(item: Any) -> BundleSummary:
-    vectors = tuple(
-        str(vector["name"] if isinstance(vector, Mapping) else vector) for vector in item.get("vectors", ())
-    )
+def _summary(item: Any) -> BundleSummary:
     return BundleSummary(
         name=str(item["name"]),
         content_hash=str(item["content_hash"]),
         behaviour=str(item["behaviour"]),
+        model=str(item["model"]),
         hook_point=str(item["hook_point"]),
-        latents=tuple(
-            BundleLatent(int(record["latent"]), record.get("label"), float(record["max_activation"]))
-            for record in item["latents"]
-        ),
-        vectors=vectors,
-        raw=MappingProxyType(item),
+        n_latents=int(item["n_latents"]),
+        n_vectors=int(item["n_vectors"]),
+        edits=tuple(MappingProxyType(dict(edit)) for edit in item["edits"]),
+    )
+
+
+def _latent(item: Any) -> BundleLatent:
+    low_high = item.get("strength_range")
+    return BundleLatent(
+        latent=int(item["latent"]),
+        label=item.get("label"),
+        attribution=item.get("attribution"),
+        effect=item.get("effect"),
+        max_activation=float(item["max_activation"]),
+        strength_range=None if low_high is None else (float(low_high[0]), float(low_high[1])),
+        top_tokens=tuple(map(str, item.get("top_tokens", ()))),
     )
 
 

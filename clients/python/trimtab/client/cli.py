@@ -23,10 +23,12 @@ _ABOUT = {
 }
 _EXTRA = {"trimtab.attribution": "trimtab[attribution]", "trimtab.server": "trimtab[cpu]"}
 
-_HEAVY = {
-    *("accelerate", "fastapi", "gguf", "numpy", "platformdirs", "prometheus_client"),
-    *("pydantic", "safetensors", "torch", "transformers", "uvicorn", "vllm"),
-}
+# fmt: off
+_HEAVY = frozenset({
+    "accelerate", "fastapi", "gguf", "numpy", "platformdirs", "prometheus_client", "safetensors", "torch", "transformers",
+    "uvicorn", "vllm",
+})
+# fmt: on
 """What the extras bring; the base install has none of it."""
 
 

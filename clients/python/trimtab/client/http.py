@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
+from urllib.parse import quote
 
 import openai
 from typing_extensions import Unpack
 
 from trimtab.client import calls
-from trimtab.client.bundles import BundleSummary, Validation, read_bundles, read_validation
+from trimtab.client.bundles import BundleLatent, BundleSummary, Validation, read_bundles, read_latents, read_validation
 from trimtab.client.calls import ChatParams, ChatStreamParams, CompletionParams, CompletionStreamParams, Ending
 from trimtab.client.proof import Applied, require_applied
 from trimtab.client.replies import SteeredChatChunk, SteeredChatCompletion, SteeredCompletion
@@ -183,6 +184,15 @@ class SteeringRoutes:
         """The bundles that are loaded, by name."""
         with calls.typed_errors():
             return read_bundles(self._sdk.get("/steering/bundles", cast_to=object))
+
+    def latents(self, bundle: str) -> tuple[BundleLatent, ...]:
+        """The latents that a bundle holds, with their evidence.
+
+        Raises:
+            UnknownBundleError: the bundle is not loaded.
+        """
+        with calls.typed_errors():
+            return read_latents(self._sdk.get(f"/steering/bundles/{quote(bundle, safe='')}", cast_to=object))
 
     def validate(self, steering: Steering) -> Validation:
         """The plan that the server makes of these edits; nothing is run.

@@ -34,7 +34,7 @@ class Applied:
     """What was applied to one reply, counted where it was applied."""
 
     status: str
-    """`applied`, `not_requested` or `failed_open`."""
+    """`applied`, `not_requested` or `failed_open`; `requested` in the first chunk of a stream."""
     plan: str | None
     """Canonical hash of the edits; the same edits spelt differently have the same."""
     bundles: tuple[str, ...]
@@ -44,6 +44,8 @@ class Applied:
     max_relative_norm: float
     hook_points: Mapping[str, HookPoint]
     """By name, `blocks.14.resid_post`."""
+    reason: str | None = None
+    """Why the reply was not steered as asked, when it failed open."""
 
     @property
     def n_tokens(self) -> int:
@@ -72,6 +74,7 @@ class Applied:
                 plan=None if plan is None else str(plan),
                 bundles=tuple(str(name) for name in raw.get("bundles", ())),
                 hook_points=MappingProxyType(points),
+                reason=raw.get("reason"),
                 **_counts(raw),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as e:
