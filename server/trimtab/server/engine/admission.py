@@ -1,0 +1,93 @@
+"""Admission: a plan is checked in the front end, before the scheduler knows of it, so no worker meets one that it cannot run.
+
+A refusal is vLLM's own `VLLMValidationError`, which its HTTP layer answers with 400.
+"""
+
+import math
+from typing import Any
+
+from trimtab.server.engine import bundles
+from trimtab.server.engine.proof import KEY
+from trimtab.server.engine.segments import decode
+from trimtab.server.errors import InvalidSteering
+from trimtab.server.plan import Plan
+
+__all__ = ["obstacle", "patch", "refusal"]
+
+
+def obstacle(config: Any) -> str | None:
+    """Why an engine of this `VllmConfig` cannot steer at all; None when it can."""
+    parallel = config.parallel_config
+    if config.model_config.runner_type != "generate":
+        return f"the model is served as {config.model_config.runner_type!r}; only text generation can be steered"
+    if parallel.pipeline_parallel_size > 1:
+        return (
+            "pipeline parallelism is on, and proofs of its stages are not collected; use --tensor-parallel-size instead"
+        )
+    if parallel.enable_dbo:
+        return "dual-batch overlap splits the rows of a step; start without --enable-dbo"
+    if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
+        return "prefill context parallelism re-partitions the rows of a step; start without it"
+    if config.speculative_config is not None:
+        return "speculative decoding runs draft tokens, which the proof cannot count yet; start without --speculative-config"
+    if config.kv_transfer_config is not None:
+        return "an external KV store does not see the edit in its keys; start without --kv-transfer-config"
+    return None
+
+
+def refusal(wire: Any, config: Any) -> str | None:
+    """Why this plan cannot be served by this engine; None when it can."""
+    blocked = obstacle(config)
+    if blocked:
+        return f"steering is not available on this engine: {blocked}"
+    if not isinstance(wire, str):
+        return f"the plan must be the string of Plan.wire(), not {type(wire).__name__}"
+    try:
+        plan = decode(wire)
+    except InvalidSteering as e:
+        return e.message
+    return _misfit(plan, config)
+
+
+def _misfit(plan: Plan, config: Any) -> str | None:
+    known = bundles.loaded()
+    text = config.model_config.hf_text_config
+    for row in plan.rows:
+        if row.bundle not in known:
+            return f"bundle {row.bundle} is not loaded in this engine (loaded: {len(known)}); load it with load_bundle first"
+        bundle = known[row.bundle]
+        if row.layer != bundle.layer:
+            return f"the plan edits layer {row.layer} with bundle {bundle.name!r}, which is for layer {bundle.layer}"
+        if bundle.layer >= text.num_hidden_layers or bundle.d_model != config.model_config.get_hidden_size():
+            return (
+                f"bundle {bundle.name!r} is for layer {bundle.layer} of width {bundle.d_model}; this model has "
+                f"{text.num_hidden_layers} layers of width {config.model_config.get_hidden_size()}"
+            )
+        if row.source not in ("latent", "project", "vector", "project_vector"):
+            return f"the plan has a row of source {row.source!r}; make it with compile_plan"
+        n = bundle.n_latents if row.source in ("latent", "project") else bundle.n_vectors
+        if not 0 <= row.row < n:
+            return f"the plan names {row.source} row {row.row} of bundle {bundle.name!r}, which holds {n} (0..{n - 1})"
+        if row.source == "vector" and row.beta:
+            return f"the plan reads an activation of a dense vector of bundle {bundle.name!r}, which has none"
+        if row.layer < 0 or not all(map(math.isfinite, (row.alpha, row.beta))):
+            return f"the plan has an impossible row {row}; make it with compile_plan"
+    return None
+
+
+def patch() -> None:
+    """Front end: `InputProcessor` refuses what `refusal` refuses."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    original = InputProcessor._validate_params
+
+    def _validate_params(self: Any, params: Any, supported_tasks: Any) -> Any:
+        extra = getattr(params, "extra_args", None) or {}
+        if KEY in extra:
+            reason = refusal(extra[KEY], self.vllm_config)
+            if reason is not None:
+                raise VLLMValidationError(reason, parameter=KEY)
+        return original(self, params, supported_tasks)
+
+    InputProcessor._validate_params = _validate_params  # type: ignore[method-assign]

@@ -1,0 +1,265 @@
+"""A worker's requests, and what each step has to edit and count.
+
+    arrive ─► prepare ─► (forward: run on each hooked layer) ─► collect ─► … ─► finish
+
+Nothing here raises into vLLM: an exception in a worker ends the engine for everybody. What cannot be applied is recorded on the
+request as a failure, travels with its proof, and the reply fails closed.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.server.engine.segments import Segment, decode, segments
+from trimtab.server.engine.tables import Tables
+from trimtab.server.engine.work import LayerWork, Piece, key
+from trimtab.server.errors import InvalidSteering
+
+__all__ = ["EditState", "Request", "Tally"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """Tokens of one request at one hook point, each position counted once."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    max_relative_norm: float = 0.0
+
+
+@dataclass
+class Request:
+    """One steered request in this worker."""
+
+    plan_hash: str
+    n_prompt: int
+    segments: tuple[Segment, ...]
+    tallies: dict[int, Tally]
+    """By layer; every layer of the plan."""
+    high_water: int = 0
+    """Positions below were run or came out of the cache: recomputing them after a preemption counts nothing."""
+    failure: str | None = None
+
+    def proof(self) -> dict[str, Any]:
+        """What was applied so far, as `proof` tells it."""
+        return {
+            "plan": self.plan_hash,
+            "samples": 1,
+            "failure": self.failure,
+            "hook_points": {
+                f"blocks.{layer}.resid_post": {
+                    "prompt_tokens": tally.prompt,
+                    "completion_tokens": tally.completion,
+                    "cached_prompt_tokens": tally.cached,
+                    "max_relative_norm": tally.max_relative_norm,
+                }
+                for layer, tally in self.tallies.items()
+            },
+        }
+
+
+class _Count(NamedTuple):
+    """What a piece adds to its request's tally once it has been applied."""
+
+    request: Request
+    prompt: int
+    completion: int
+
+
+@dataclass
+class _Layer:
+    """One hooked layer."""
+
+    calls: int = 0
+    work: LayerWork | None = None
+    """None: nothing to edit in this step."""
+    counts: list[_Count] = field(default_factory=list)
+    ratio_N: Tensor | None = None
+    """‖Δ‖/‖h‖ of the edited rows; None until the operator has run in this step."""
+    last: LayerWork | None = None
+    """The previous step's, reused while the batch stays the same."""
+
+
+class EditState:
+    """Everything the operator and the runner adapters share in one worker."""
+
+    def __init__(self, layers: Sequence[int], tables: Tables) -> None:
+        self.tables = tables
+        self.layers = {layer: _Layer() for layer in layers}
+        self._requests: dict[str, Request] = {}
+        self._step: list[tuple[str, Request]] = []
+        self._active: list[int] = []
+
+    def arrive(self, request_id: str, wire: Any, n_prompt: int) -> None:
+        """A request with a plan is scheduled for the first time in this worker."""
+        if request_id in self._requests and self._requests[request_id].n_prompt == n_prompt:
+            return
+        try:
+            plan = decode(wire)
+        except (InvalidSteering, TypeError) as e:
+            self._requests[request_id] = Request("", n_prompt, (), {}, failure=f"the worker cannot read the plan ({e})")
+            return
+        tallies = {layer: Tally() for layer in plan.layers}
+        request = Request(plan.hash, n_prompt, segments(plan, n_prompt), tallies)
+        unhooked = [layer for layer in plan.layers if layer not in self.layers]
+        if unhooked:
+            request.failure = f"layer {unhooked[0]} is not hooked in this worker; it hooks {sorted(self.layers)}"
+        self._requests[request_id] = request
+
+    def finish(self, request_ids: Iterable[str]) -> None:
+        """Forget requests, however they ended."""
+        if self._requests:
+            for request_id in request_ids:
+                self._requests.pop(request_id, None)
+
+    def uses(self, content_hash: str) -> bool:
+        """Whether a live request's plan names this bundle."""
+        return any(
+            row.bundle == content_hash
+            for request in self._requests.values()
+            for segment in request.segments
+            for row in segment.rows
+        )
+
+    def idle(self) -> None:
+        """The next forward edits nothing."""
+        for layer in self._active:
+            state = self.layers[layer]
+            state.work, state.ratio_N, state.counts = None, None, []
+        self._active = []
+        self._step = []
+
+    def prepare(self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> None:
+        """Before a forward: request i runs positions [starts[i], starts[i] + lengths[i]), its rows following those of i − 1."""
+        self.idle()
+        if not self._requests:
+            return
+        pieces: dict[int, list[Piece]] = {}
+        counts: dict[int, list[_Count]] = {}
+        row = 0
+        for request_id, first, n in zip(request_ids, starts, lengths, strict=True):
+            request = self._requests.get(request_id)
+            if request is not None:
+                self._step.append((request_id, request))
+                self._list(request, int(first), int(first) + int(n), row - int(first), pieces, counts)
+            row += int(n)
+        for layer, found in pieces.items():
+            state = self.layers[layer]
+            last = state.last
+            if last is None or last.key != key(found):
+                state.last = last = LayerWork(found, self.tables.device)
+            state.work, state.counts = last, counts[layer]
+            self._active.append(layer)
+
+    def _list(
+        self,
+        request: Request,
+        start: int,
+        stop: int,
+        offset: int,
+        pieces: dict[int, list[Piece]],
+        counts: dict[int, list[_Count]],
+    ) -> None:
+        """List the pieces of positions [start, stop), which are rows [start + offset, stop + offset)."""
+        known = request.high_water
+        request.high_water = max(known, stop)
+        if request.failure is not None:
+            return
+        for segment in request.segments:
+            if start > known and (skipped := min(segment.hi, start) - max(segment.lo, known)) > 0:
+                for layer in {r.layer for r in segment.rows}:
+                    request.tallies[layer].cached += skipped
+            lo, hi = max(segment.lo, start), min(segment.hi, stop)
+            if lo >= hi:
+                continue
+            try:
+                slot = self.tables.slot(segment)
+            except KeyError as e:
+                request.failure = f"bundle {e.args[0]} is not loaded in this worker"
+                return
+            new = max(lo, known)
+            prompt = max(0, min(hi, request.n_prompt - 1) - new)
+            count = _Count(request, prompt, max(0, hi - new) - prompt)
+            for layer, rows in slot.items():
+                pieces.setdefault(layer, []).append(Piece(rows, lo + offset, hi + offset))
+                counts.setdefault(layer, []).append(count)
+
+    def run(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
+        """The operator's body: edit this layer's rows of this step, if any."""
+        state = self.layers[layer]
+        state.calls += 1
+        if state.work is None:
+            return
+        try:
+            state.ratio_N = state.work.apply(hidden, residual)
+        except Exception as e:  # noqa: BLE001 - told to every request of this layer through its proof
+            _log.exception("trimtab: the edit of layer %d failed", layer)
+            for count in state.counts:
+                count.request.failure = f"the edit of layer {layer} raised {type(e).__name__}: {e}"
+
+    def collect(self) -> Callable[[], dict[str, dict[str, Any]]]:
+        """After a forward: what gives the proofs of the step's steered requests once the device is done."""
+        if not self._step:
+            return dict
+        step = self._step
+        done = [
+            (layer, state.work, state.counts, _to_host(state.ratio_N))
+            for layer in self._active
+            if (state := self.layers[layer]).work is not None
+        ]
+        self.idle()
+
+        def proofs() -> dict[str, dict[str, Any]]:
+            for layer, work, counts, ratio in done:
+                _tally(layer, work, counts, ratio())
+            return {request_id: request.proof() for request_id, request in step}
+
+        return proofs
+
+
+def _tally(layer: int, work: LayerWork | None, counts: list[_Count], ratio_N: Any) -> None:
+    if work is None:
+        return
+    if ratio_N is None:
+        for count in counts:
+            count.request.failure = (
+                count.request.failure or f"the hook of layer {layer} was not called in a step that needed it"
+            )
+        return
+    ends = np.cumsum([piece.stop - piece.start for piece in work.pieces])
+    largest = np.maximum.reduceat(ratio_N, [0, *ends[:-1]]).tolist()
+    for count, norm in zip(counts, largest, strict=True):
+        tally = count.request.tallies[layer]
+        if not math.isfinite(norm):
+            count.request.failure = f"the edit of layer {layer} gave NaN or infinity; lower its strength"
+            continue
+        tally.prompt += count.prompt
+        tally.completion += count.completion
+        tally.max_relative_norm = max(tally.max_relative_norm, norm)
+
+
+def _to_host(ratio_N: Tensor | None) -> Callable[[], Any]:
+    """Start copying to the host; the result waits for it."""
+    if ratio_N is None:
+        return lambda: None
+    if ratio_N.device.type == "cpu":
+        host = ratio_N.numpy()
+        return lambda: host
+    copy = ratio_N.to("cpu", non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+
+    def wait() -> Any:
+        event.synchronize()
+        return copy.numpy()
+
+    return wait

@@ -1,0 +1,80 @@
+"""Every worker proves, before the first request, that its hooks are installed and called; else the server refuses to start.
+
+async   await prove(engine_client, {content hashes})      sync    prove_llm(llm, {content hashes})
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from trimtab.server.engine.pin import PLUGIN_VERSION, VLLM_VERSION
+from trimtab.server.errors import Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from vllm import LLM
+    from vllm.engine.protocol import EngineClient
+
+__all__ = ["check", "prove", "prove_llm"]
+
+_START = "start the engine through `trimtab serve`, or with VLLM_PLUGINS unset or naming trimtab"
+
+
+async def prove(engine: "EngineClient", bundles: "Collection[str]" = ()) -> list[dict[str, Any]]:
+    """The reports of all workers of a running engine, checked.
+
+    Raises:
+        Unsupported: a worker is not proven; the message says which, and what to do.
+    """
+    try:
+        reports: list[dict[str, Any]] = await engine.collective_rpc("trimtab_handshake")
+    except Exception as e:
+        raise Unsupported(f"the engine's workers do not answer the handshake ({_first_line(e)}); {_START}") from e
+    check(reports, bundles)
+    return reports
+
+
+def prove_llm(llm: "LLM", bundles: "Collection[str]" = ()) -> list[dict[str, Any]]:
+    """`prove` for the offline `vllm.LLM`."""
+    try:
+        reports: list[dict[str, Any]] = llm.collective_rpc("trimtab_handshake")
+    except Exception as e:
+        raise Unsupported(f"the engine's workers do not answer the handshake ({_first_line(e)}); {_START}") from e
+    check(reports, bundles)
+    return reports
+
+
+def check(reports: list[dict[str, Any]], bundles: "Collection[str]" = ()) -> None:
+    """Nothing, when every rank reports this plugin, hooked layers that were all called, and the bundles.
+
+    Raises:
+        Unsupported: the first thing that is not proven.
+    """
+    from trimtab.server.engine import plugin
+
+    if not plugin.registered():
+        raise Unsupported(f"the trimtab plugin is not active in the front end, so no plan would be checked; {_START}")
+    if not reports:
+        raise Unsupported(f"no worker answered the handshake; {_START}")
+    for rank, report in enumerate(reports):
+        who = f"worker {report.get('rank', rank)}"
+        if report.get("refusal"):
+            raise Unsupported(f"{who} cannot steer this model: {report['refusal']}")
+        if (report.get("plugin"), report.get("vllm")) != (PLUGIN_VERSION, VLLM_VERSION):
+            raise Unsupported(
+                f"{who} runs plugin {report.get('plugin')} on vLLM {report.get('vllm')}, but this server is plugin "
+                f"{PLUGIN_VERSION} for vLLM {VLLM_VERSION}; install the same release on every node"
+            )
+        calls: dict[int, int] = {int(layer): n for layer, n in report.get("calls", {}).items()}
+        silent = [layer for layer in report.get("layers", []) if not calls.get(layer)]
+        if silent or not report.get("layers"):
+            raise Unsupported(
+                f"{who}: the hooks of layers {silent or 'none'} were not called in a forward pass, so edits there would be "
+                "lost; turn off weight offloading and clear the compile cache (~/.cache/vllm), then start again"
+            )
+        missing = sorted(set(bundles) - set(report.get("bundles", [])))
+        if missing:
+            raise Unsupported(f"{who} does not hold bundle {missing[0]}; load it again")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

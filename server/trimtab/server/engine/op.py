@@ -1,0 +1,81 @@
+"""ONE opaque operator, `trimtab::edit_(Tensor(a!) hidden, Tensor? residual, int layer)`, called on each hooked layer's output.
+
+It mutates `hidden` in place and reads everything else (which rows, which edits) from the worker's `EditState`, as vLLM's
+attention ops do; so plans, slots and vectors never enter a compiled graph, and the graph needs no break.
+
+Attached with `register_forward_hook`, not by swapping the class: hooks run in `Module.__call__`, which weight offloading does not
+shadow (it replaces the instance's `forward`), and torch.compile traces them.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.library import Library
+
+from trimtab.server.engine.layers import HookPoint
+
+if TYPE_CHECKING:
+    from trimtab.server.engine.edit_state import EditState
+
+__all__ = ["NAME", "SCHEMA_VERSION", "attach", "bind", "define"]
+
+NAME = "edit_"
+SCHEMA_VERSION = 1
+"""Goes into the compile-cache key: raise it when the operator's meaning in a graph changes."""
+
+_library: Library | None = None  # the operator lives as long as its library
+_state: "EditState | None" = None  # one worker per process, as for vLLM's own per-process registries
+
+
+def define() -> None:
+    """Register the operator, once per process."""
+    global _library
+    if _library is not None:
+        return
+    from vllm.utils.torch_utils import direct_register_custom_op
+
+    _library = Library("trimtab", "FRAGMENT")  # type: ignore[no-untyped-call]
+    direct_register_custom_op(NAME, _edit, mutates_args=["hidden"], fake_impl=_fake, target_lib=_library)
+
+
+def bind(state: "EditState | None") -> None:
+    """The state that the operator reads from now on."""
+    global _state
+    _state = state
+
+
+def attach(point: HookPoint) -> None:
+    """Call the operator on every output of a decoder layer."""
+    point.module.register_forward_hook(_hook(point))
+
+
+def _hook(point: HookPoint) -> Callable[[nn.Module, Any, Any], None]:
+    layer = point.layer
+    match point.kind:
+        case "pair":
+
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                torch.ops.trimtab.edit_(output[0], output[1], layer)
+
+        case "decoy" | "alone":
+
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                torch.ops.trimtab.edit_(output[0], None, layer)
+
+        case "single":
+
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                torch.ops.trimtab.edit_(output, None, layer)
+
+    return hook
+
+
+def _edit(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
+    if _state is not None:
+        _state.run(layer, hidden, residual)
+
+
+def _fake(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
+    return None

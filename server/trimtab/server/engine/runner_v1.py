@@ -1,0 +1,86 @@
+"""Adapter to vLLM's V1 model runner (`v1/worker/gpu_model_runner.py`): the one that runs on CPU, and the fallback on CUDA.
+
+_update_states    requests come and go; also in steps without tokens, which never reach _prepare_inputs
+_prepare_inputs   the rows of the step: req_ids in batch order, absolute positions from num_computed_tokens_cpu
+sample_tokens     the step's proofs ride on its output
+_dummy_run        profiling and warm-up edit nothing
+"""
+
+from typing import Any
+
+from trimtab.server.engine.edit_state import EditState
+from trimtab.server.engine.proof import KEY, attach
+from trimtab.server.errors import Unsupported
+
+__all__ = ["arrivals", "hand_over", "install", "require"]
+
+
+def install(runner: Any, state: EditState) -> None:
+    """Wrap the methods of this runner instance."""
+    require(runner, "_update_states", "_prepare_inputs", "sample_tokens", "_dummy_run", "input_batch")
+    update_states, prepare_inputs = runner._update_states, runner._prepare_inputs
+    sample_tokens, dummy_run = runner.sample_tokens, runner._dummy_run
+
+    def _update_states(scheduler_output: Any) -> Any:
+        state.finish(scheduler_output.finished_req_ids)
+        arrivals(scheduler_output, state)
+        return update_states(scheduler_output)
+
+    def _prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+        batch = runner.input_batch
+        n = batch.num_reqs
+        state.prepare(batch.req_ids[:n], batch.num_computed_tokens_cpu[:n].tolist(), num_scheduled_tokens.tolist())
+        return prepare_inputs(scheduler_output, num_scheduled_tokens)
+
+    def _sample_tokens(grammar_output: Any) -> Any:
+        output = sample_tokens(grammar_output)
+        hand_over(output, state)
+        return output
+
+    def _dummy_run(*args: Any, **kwargs: Any) -> Any:
+        state.idle()
+        return dummy_run(*args, **kwargs)
+
+    runner._update_states = _update_states
+    runner._prepare_inputs = _prepare_inputs
+    runner.sample_tokens = _sample_tokens
+    runner._dummy_run = _dummy_run
+
+
+def require(runner: Any, *names: str) -> None:
+    """Nothing, when the runner has all that is wrapped.
+
+    Raises:
+        Unsupported: it has not.
+    """
+    for name in names:
+        if not hasattr(runner, name):
+            raise Unsupported(
+                f"{type(runner).__name__} has no {name}, which trimtab wraps; install the pinned vLLM release"
+            )
+
+
+def arrivals(scheduler_output: Any, state: EditState) -> None:
+    """Tell the state of requests that carry a plan."""
+    for new in scheduler_output.scheduled_new_reqs:
+        extra = new.sampling_params.extra_args if new.sampling_params is not None else None
+        if extra and KEY in extra:
+            state.arrive(new.req_id, extra[KEY], new.prompt_len)
+
+
+def hand_over(output: Any, state: EditState) -> None:
+    """Put the step's proofs on the runner's output; on an asynchronous one when its result is taken."""
+    proofs = state.collect()
+    if proofs is dict or output is None:
+        return
+    if not hasattr(output, "get_output"):
+        attach(output, proofs())
+        return
+    get_output = output.get_output
+
+    def _get_output() -> Any:
+        result = get_output()
+        attach(result, proofs())
+        return result
+
+    output.get_output = _get_output

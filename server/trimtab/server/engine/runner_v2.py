@@ -1,0 +1,48 @@
+"""Adapter to vLLM's V2 model runner (`v1/worker/gpu/model_runner.py`), the default on CUDA; written from reading, not yet run.
+
+finish_requests          requests go; preempted ones come back through add_requests, and keep their tallies meanwhile
+add_requests             NewRequestData.prompt_len stays the prompt's length when a preempted request returns
+gather_batch_req_state   the rows of the step, in batch order, before graph dispatch; dummy runs give no batch
+sample_tokens            the step's proofs ride on its output
+"""
+
+from typing import Any
+
+from trimtab.server.engine.edit_state import EditState
+from trimtab.server.engine.runner_v1 import arrivals, hand_over, require
+
+__all__ = ["install"]
+
+
+def install(runner: Any, state: EditState) -> None:
+    """Wrap the methods of this runner instance."""
+    require(runner, "finish_requests", "add_requests", "gather_batch_req_state", "sample_tokens", "req_states")
+    finish_requests, add_requests = runner.finish_requests, runner.add_requests
+    gather, sample_tokens = runner.gather_batch_req_state, runner.sample_tokens
+
+    def _finish_requests(scheduler_output: Any) -> Any:
+        state.finish(scheduler_output.finished_req_ids)
+        return finish_requests(scheduler_output)
+
+    def _add_requests(scheduler_output: Any) -> Any:
+        arrivals(scheduler_output, state)
+        return add_requests(scheduler_output)
+
+    def _gather(scheduler_output: Any, dummy_run: bool) -> Any:
+        batch, uniform = gather(scheduler_output, dummy_run)
+        if batch is None:
+            state.idle()
+        else:
+            starts = runner.req_states.num_computed_tokens_np[batch.idx_mapping_np]
+            state.prepare(batch.req_ids, starts.tolist(), batch.num_scheduled_tokens.tolist())
+        return batch, uniform
+
+    def _sample_tokens(grammar_output: Any) -> Any:
+        output = sample_tokens(grammar_output)
+        hand_over(output, state)
+        return output
+
+    runner.finish_requests = _finish_requests
+    runner.add_requests = _add_requests
+    runner.gather_batch_req_state = _gather
+    runner.sample_tokens = _sample_tokens

@@ -1,0 +1,101 @@
+"""The rows of the loaded bundles in a worker, and slots: a segment's rows at each layer, gathered and folded once.
+
+Folding: all α of a segment and layer become one vector, Σ α_i d_i; what is left per latent is β_i φ(e_i · h + b_i) d_i with β_i
+≠ 0. A slot is keyed by the segment's digest, so requests with the same edits share it. Slots are a cache in front of the
+bundles' rows: they can be rebuilt at any time, so they never run out, and nothing leaks when a request ends badly.
+
+Axes: D d_model, K latents of a slot.
+"""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trimtab.attribution.bundle import Bundle
+from trimtab.attribution.edit import Rows, project_rows
+from trimtab.server.engine.segments import Segment
+from trimtab.server.plan import PlanRow
+
+__all__ = ["SlotRows", "Tables"]
+
+
+class SlotRows(NamedTuple):
+    """One segment's rows at one layer, folded, on the device in fp32."""
+
+    add_D: Tensor | None
+    """Σ α_i d_i; None when it is zero throughout."""
+    latents: Rows | None
+    """The rows with β ≠ 0, their α moved into `add_D`; None when there are none."""
+
+
+class Tables:
+    """Bundles by content hash, slots by digest."""
+
+    def __init__(self, device: torch.device, n_slots: int) -> None:
+        self.device = device
+        self.n_slots = n_slots
+        self.bundles: dict[str, dict[str, Rows]] = {}
+        """content hash → source → rows with α = β = 0."""
+        self._slots: OrderedDict[str, dict[int, SlotRows]] = OrderedDict()
+
+    def load(self, bundle: Bundle) -> None:
+        """Hold a bundle's rows on the device."""
+        if bundle.content_hash in self.bundles:
+            return
+        encoder, decoder, bias, threshold, vectors = (
+            torch.from_numpy(a).to(self.device)
+            for a in (bundle.encoder, bundle.decoder, bundle.bias, bundle.threshold, bundle.vectors)
+        )
+        zeros_K = torch.zeros(len(vectors), device=self.device)
+        self.bundles[bundle.content_hash] = {
+            "latent": _rows(encoder, bias, threshold, decoder),
+            "project": _rows(*project_rows(decoder)),
+            "vector": _rows(torch.zeros_like(vectors), zeros_K, zeros_K, vectors),
+            "project_vector": _rows(*project_rows(vectors)),
+        }
+
+    def unload(self, content_hash: str) -> None:
+        """Drop a bundle's rows and every slot."""
+        self.bundles.pop(content_hash, None)
+        self._slots.clear()
+
+    def slot(self, segment: Segment) -> dict[int, SlotRows]:
+        """The segment's rows by layer.
+
+        Raises:
+            KeyError: a bundle is not in this worker.
+        """
+        slot = self._slots.get(segment.digest)
+        if slot is None:
+            by_layer: dict[int, list[PlanRow]] = {}
+            for row in segment.rows:
+                by_layer.setdefault(row.layer, []).append(row)
+            slot = {layer: self._fold(rows) for layer, rows in by_layer.items()}
+            while len(self._slots) >= self.n_slots:
+                self._slots.popitem(last=False)
+        self._slots[segment.digest] = slot
+        self._slots.move_to_end(segment.digest)
+        return slot
+
+    def _fold(self, plan_rows: list[PlanRow]) -> SlotRows:
+        rows = Rows.concat([self._row(row) for row in plan_rows])
+        reads_K = rows.beta_K != 0
+        add_D = rows.alpha_K @ rows.d_KD if bool((rows.alpha_K != 0).any()) else None
+        latents = None
+        if bool(reads_K.any()):
+            kept = Rows(*(getattr(rows, f)[reads_K] for f in Rows.__dataclass_fields__))
+            latents = Rows(torch.zeros_like(kept.alpha_K), kept.beta_K, kept.e_KD, kept.b_K, kept.theta_K, kept.d_KD)
+        return SlotRows(add_D, latents)
+
+    def _row(self, row: PlanRow) -> Rows:
+        source = self.bundles[row.bundle][row.source]
+        one = slice(row.row, row.row + 1)
+        alpha, beta = (torch.full((1,), x, device=self.device) for x in (row.alpha, row.beta))
+        return Rows(alpha, beta, source.e_KD[one], source.b_K[one], source.theta_K[one], source.d_KD[one])
+
+
+def _rows(e_KD: Tensor, b_K: Tensor, theta_K: Tensor, d_KD: Tensor) -> Rows:
+    zeros_K = torch.zeros(len(d_KD), device=d_KD.device)
+    return Rows(zeros_K, zeros_K, e_KD, b_K, theta_K, d_KD)

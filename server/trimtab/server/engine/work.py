@@ -1,0 +1,177 @@
+"""The work of one step at one layer: which rows of the batch, which slots, and the arithmetic, batched over both.
+
+    h = hidden (+ residual)            read once, fp32, unedited
+    Δ = add[slot] + Σ_k β_k φ(e_k · h + b_k) d_k
+    hidden += Δ                        in place, on the edited rows alone
+
+Three ways to take the sum, chosen per step by its shape: one slot (or few latents in all) is a pair of GEMMs with a mask of β;
+many slots with few rows each (decode) is a pair of bmm over rows padded per slot; a slot with many rows (prefill) has GEMMs of
+its own. A work is built on the host when the batch changes, and reused while it stays the same.
+
+Axes: N edited rows, D d_model, U slots in use, K latents (of all slots, or padded per slot), M padded rows per slot.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trimtab.attribution.edit import Rows
+from trimtab.server.engine.tables import SlotRows
+
+__all__ = ["LayerWork", "Piece", "key"]
+
+DENSE_LATENTS = 256
+"""Up to this many latents over all slots, multiplying by zeros is cheaper than padding."""
+LONG_ROWS = 16
+"""A slot with more rows than this is worth GEMMs of its own."""
+
+
+class Piece(NamedTuple):
+    """Rows [start, stop) of the step's batch, edited by one slot."""
+
+    slot: SlotRows
+    start: int
+    stop: int
+
+
+def key(pieces: Sequence[Piece]) -> tuple[tuple[int, int, int], ...]:
+    """Equal for equal work, while the slots are alive."""
+    return tuple((id(piece.slot), piece.start, piece.stop) for piece in pieces)
+
+
+class LayerWork:
+    """All pieces of one layer in one step."""
+
+    def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
+        self.pieces = tuple(pieces)
+        self.key = key(pieces)
+        slots: list[SlotRows] = []
+        index: dict[int, int] = {}
+        counts: list[int] = []
+        of_piece: list[int] = []
+        for piece in pieces:
+            u = index.setdefault(id(piece.slot), len(slots))
+            if u == len(slots):
+                slots.append(piece.slot)
+                counts.append(0)
+            counts[u] += piece.stop - piece.start
+            of_piece.append(u)
+        lengths = torch.tensor([piece.stop - piece.start for piece in pieces])
+        slot_N = torch.repeat_interleave(torch.tensor(of_piece), lengths)
+        contiguous = all(a.stop == b.start for a, b in pairwise(self.pieces))
+        self._span = slice(pieces[0].start, pieces[-1].stop) if contiguous else None
+        rows_N = torch.cat([torch.arange(piece.start, piece.stop) for piece in pieces])
+        self._rows_N = rows_N.to(device)
+        self._slot_N = slot_N.to(device)
+        self._adds = _adds(slots)
+        self._dense: tuple[Rows, Tensor] | None = None
+        self._padded: list[_Padded] = []
+        self._long: list[tuple[Rows, Tensor]] = []
+        reading = [u for u, slot in enumerate(slots) if slot.latents is not None]
+        n_latents = sum(len(rows.beta_K) for u in reading if (rows := slots[u].latents) is not None)
+        if reading and (len(slots) == 1 or n_latents <= DENSE_LATENTS):
+            self._dense = _dense(slots, device)
+        elif reading:
+            short = [u for u in reading if counts[u] <= LONG_ROWS]
+            if short:
+                self._padded.append(_Padded.of(slots, short, slot_N, device))
+            for u in reading:
+                rows = slots[u].latents
+                if counts[u] > LONG_ROWS and rows is not None:
+                    self._long.append((rows, (slot_N == u).nonzero().squeeze(1).to(device)))
+
+    def apply(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        """Edit `hidden` in place; ‖Δ‖/‖h‖ of every edited row [N]."""
+        part = hidden[self._span] if self._span is not None else hidden.index_select(0, self._rows_N)
+        h_ND = part.float()
+        if residual is not None:
+            other = residual[self._span] if self._span is not None else residual.index_select(0, self._rows_N)
+            h_ND = h_ND + other.float()
+        delta_ND = self.delta(h_ND)
+        ratio_N: Tensor = delta_ND.norm(dim=-1) / h_ND.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        edited = (part + delta_ND).to(hidden.dtype)
+        if self._span is not None:
+            hidden[self._span] = edited
+        else:
+            hidden.index_copy_(0, self._rows_N, edited)
+        return ratio_N
+
+    def delta(self, h_ND: Tensor) -> Tensor:
+        """Δ of the edited rows, fp32, from their unedited stream."""
+        if self._adds is None:
+            delta_ND = torch.zeros_like(h_ND)
+        elif len(self._adds) == 1:
+            delta_ND = self._adds.expand_as(h_ND).clone()
+        else:
+            delta_ND = self._adds.index_select(0, self._slot_N)
+        if self._dense is not None:
+            rows, beta_UK = self._dense
+            phi_NK = _phi(torch.addmm(rows.b_K, h_ND, rows.e_KD.T), rows.theta_K)
+            beta_NK = beta_UK if len(beta_UK) == 1 else beta_UK.index_select(0, self._slot_N)
+            delta_ND.addmm_(beta_NK * phi_NK, rows.d_KD)
+        for padded in self._padded:
+            padded.accumulate(delta_ND, h_ND)
+        for rows, index in self._long:
+            phi_NK = _phi(torch.addmm(rows.b_K, h_ND.index_select(0, index), rows.e_KD.T), rows.theta_K)
+            delta_ND.index_add_(0, index, (rows.beta_K * phi_NK) @ rows.d_KD)
+        return delta_ND
+
+
+class _Padded(NamedTuple):
+    """Slots of few rows each, padded to one shape."""
+
+    index_UM: Tensor
+    """Edited rows of each slot; padding points at the extra row N."""
+    e_UKD: Tensor
+    d_UKD: Tensor
+    b_UK: Tensor
+    theta_UK: Tensor
+    beta_UK: Tensor
+    """0 in the padding."""
+
+    @classmethod
+    def of(cls, slots: list[SlotRows], chosen: list[int], slot_N: Tensor, device: torch.device) -> "_Padded":
+        rows = [r for u in chosen if (r := slots[u].latents) is not None]
+        pad = torch.nn.utils.rnn.pad_sequence
+        index = pad([(slot_N == u).nonzero().squeeze(1) for u in chosen], batch_first=True, padding_value=len(slot_N))
+        e, d, b, theta, beta = (
+            pad([getattr(r, f) for r in rows], batch_first=True) for f in ("e_KD", "d_KD", "b_K", "theta_K", "beta_K")
+        )
+        return cls(index.to(device), e, d, b, theta, beta)
+
+    def accumulate(self, delta_ND: Tensor, h_ND: Tensor) -> None:
+        n, d = h_ND.shape
+        h_UMD = torch.cat([h_ND, h_ND.new_zeros(1, d)])[self.index_UM]
+        x_UMK = torch.baddbmm(self.b_UK.unsqueeze(1), h_UMD, self.e_UKD.transpose(1, 2))
+        phi_UMK = _phi(x_UMK, self.theta_UK.unsqueeze(1))
+        delta_UMD = (self.beta_UK.unsqueeze(1) * phi_UMK) @ self.d_UKD
+        sums = h_ND.new_zeros(n + 1, d).index_add_(0, self.index_UM.flatten(), delta_UMD.flatten(0, 1))
+        delta_ND += sums[:n]
+
+
+def _phi(x: Tensor, theta: Tensor) -> Tensor:
+    return torch.where(x > theta, x, 0.0)
+
+
+def _adds(slots: list[SlotRows]) -> Tensor | None:
+    """Σ α_i d_i of each slot [U, D]; None when no slot has one."""
+    some = next((slot.add_D for slot in slots if slot.add_D is not None), None)
+    if some is None:
+        return None
+    return torch.stack([torch.zeros_like(some) if slot.add_D is None else slot.add_D for slot in slots])
+
+
+def _dense(slots: list[SlotRows], device: torch.device) -> tuple[Rows, Tensor]:
+    """All slots' latents in one table, and β [U, K], zero where a latent is another slot's."""
+    parts = [slot.latents for slot in slots if slot.latents is not None]
+    rows = Rows.concat(parts)
+    beta_UK = torch.zeros(len(slots), len(rows.beta_K), device=device)
+    k = 0
+    for u, slot in enumerate(slots):
+        if slot.latents is not None:
+            beta_UK[u, k : k + len(slot.latents.beta_K)] = slot.latents.beta_K
+            k += len(slot.latents.beta_K)
+    return rows, beta_UK

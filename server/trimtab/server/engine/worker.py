@@ -1,0 +1,142 @@
+"""The worker's side: install the edit on a loaded model, and the RPC methods that the front end calls through `collective_rpc`.
+
+`install` runs right after the weights are loaded and before the first forward, hence before compilation, profiling and graph
+capture. A model that cannot be steered is not an error of the worker: the refusal is kept, told by the handshake, and every
+plan is refused.
+"""
+
+import functools
+import logging
+from typing import Any
+
+import torch
+
+from trimtab.attribution.bundle import Bundle, BundleError
+from trimtab.server.engine import layers, op, runner_v1, runner_v2
+from trimtab.server.engine.edit_state import EditState
+from trimtab.server.engine.pin import PLUGIN_VERSION, VLLM_VERSION
+from trimtab.server.engine.tables import Tables
+from trimtab.server.errors import Unsupported
+
+__all__ = ["Steering", "install", "patch"]
+
+_log = logging.getLogger(__name__)
+_SLOTS_PER_REQUEST = 3
+"""A request has at most three segments at a time: position 0, the prompt, the completion."""
+
+
+class Steering:
+    """What the plugin keeps on a worker as `worker.trimtab`."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+        self.refusal: str | None = None
+        self.state: EditState | None = None
+        config = worker.vllm_config
+        try:
+            if torch.device(worker.device).type != "cpu" and not config.model_config.enforce_eager:
+                raise Unsupported(
+                    "CUDA graphs replay without the plugin's host side, which chooses the rows of a step; "
+                    "start with --enforce-eager"
+                )
+            self.state = self._install(worker.model_runner, config)
+        except Unsupported as e:
+            self.refusal = e.message
+            _log.warning("trimtab: this engine cannot be steered: %s", e.message)
+
+    def _install(self, runner: Any, config: Any) -> EditState:
+        wanted = (config.additional_config or {}).get("trimtab", {}).get("layers")
+        points = layers.find(runner.get_model(), wanted)
+        for point in points:
+            if "forward" in vars(point.module):
+                raise Unsupported(f"layer {point.layer}'s forward was replaced (weight offloading); start without it")
+        n_slots = _SLOTS_PER_REQUEST * config.scheduler_config.max_num_seqs
+        state = EditState([point.layer for point in points], Tables(torch.device(runner.device), n_slots))
+        adapter = runner_v2 if hasattr(runner, "gather_batch_req_state") else runner_v1
+        adapter.install(runner, state)
+        op.bind(state)
+        for point in points:
+            op.attach(point)
+        # A graph compiled without the plugin must never be loaded with it: the identity is part of the compile-cache key.
+        identity = {"plugin": PLUGIN_VERSION, "op": op.SCHEMA_VERSION, "layers": [point.layer for point in points]}
+        config.additional_config = {**(config.additional_config or {}), "trimtab": identity}
+        return state
+
+    def load_bundle(self, data: bytes) -> str:
+        """The content hash, or a sentence that says why not."""
+        if self.state is None:
+            return self.refusal or "this worker cannot steer"
+        try:
+            bundle = Bundle.from_bytes(data)
+        except BundleError as e:
+            return str(e)
+        width = self.worker.model_config.get_hidden_size()
+        if bundle.header.model.d_model != width:
+            return f"its rows are {bundle.header.model.d_model} wide and the model is {width} wide"
+        if bundle.header.layer not in self.state.layers:
+            return f"it is for layer {bundle.header.layer}, and this engine's steerable layers are {sorted(self.state.layers)}"
+        self.state.tables.load(bundle)
+        return bundle.content_hash
+
+    def unload_bundle(self, content_hash: str) -> bool:
+        """Whether it was dropped; False while a running request still uses it."""
+        if self.state is None or self.state.uses(content_hash):
+            return False
+        self.state.tables.unload(content_hash)
+        return True
+
+    def handshake(self) -> dict[str, Any]:
+        """This rank's report; a forward is run first if there was none yet."""
+        runner = self.worker.model_runner
+        if self.state is not None and not all(layer.calls for layer in self.state.layers.values()):
+            runner._dummy_run(1)
+        state = self.state
+        return {
+            "rank": self.worker.rank,
+            "plugin": PLUGIN_VERSION,
+            "vllm": VLLM_VERSION,
+            "runner": "v2" if hasattr(runner, "gather_batch_req_state") else "v1",
+            "refusal": self.refusal,
+            "layers": sorted(state.layers) if state else [],
+            "calls": {str(layer): entry.calls for layer, entry in state.layers.items()} if state else {},
+            "bundles": sorted(state.tables.bundles) if state else [],
+        }
+
+
+def install(worker: Any) -> None:
+    """Make this worker steer, once its model is loaded."""
+    load_model = worker.load_model
+
+    @functools.wraps(load_model)
+    def _load_model(*args: Any, **kwargs: Any) -> Any:
+        result = load_model(*args, **kwargs)
+        worker.trimtab = Steering(worker)
+        return result
+
+    worker.load_model = _load_model
+
+
+def patch() -> None:
+    """Every worker of this process installs the plugin, and answers its RPC methods."""
+    from vllm.v1.worker.worker_base import WorkerBase, WorkerWrapperBase
+
+    init_device = WorkerWrapperBase.init_device
+
+    # Plugins are loaded inside init_worker; init_device is the first call after it, and load_model the next.
+    @functools.wraps(init_device)
+    def _init_device(self: Any) -> Any:
+        result = init_device(self)  # type: ignore[no-untyped-call]
+        install(self.worker)
+        return result
+
+    WorkerWrapperBase.init_device = _init_device  # type: ignore[method-assign]
+    for name in ("load_bundle", "unload_bundle", "handshake"):
+        setattr(WorkerBase, f"trimtab_{name}", _remote(name))
+
+
+def _remote(name: str) -> Any:
+    def call(self: Any, *args: Any) -> Any:
+        return getattr(self.trimtab, name)(*args)
+
+    call.__name__ = f"trimtab_{name}"
+    return call
