@@ -1,0 +1,58 @@
+"""The `steering` object of a reply: what was applied, once the engine's proof has been checked against the plan. Pure."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from trimtab.server.engine.proof import merge, verify
+from trimtab.server.errors import NotApplied
+from trimtab.server.plan import Plan
+
+__all__ = ["COUNTS", "NOT_REQUESTED", "Run", "applied", "failed_open", "requested"]
+
+COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens")
+
+NOT_REQUESTED = {"status": "not_requested"}
+"""The object of a reply to a request without steering."""
+
+
+class Run(NamedTuple):
+    """One prompt of a request, as the engine ran it."""
+
+    n_prompt: int
+    n_completions: tuple[int, ...]
+    """Completion tokens of each of its n samples."""
+    proof: dict[str, Any] | None
+
+
+def requested(plan: Plan, bundles: Sequence[str]) -> dict[str, Any]:
+    """The object before the first token: what was admitted."""
+    return {"status": "requested", "plan": plan.hash, "bundles": list(bundles)}
+
+
+def applied(plan: Plan, bundles: Sequence[str], runs: Sequence[Run], n_runs: int) -> dict[str, Any]:
+    """The object of a reply that was steered as asked; `n_runs` prompts were started.
+
+    Each scope covers the same positions at every hook point that has it, so the request's own counts are the largest ones.
+
+    Raises:
+        NotApplied: a prompt did not finish, or its proof is missing or differs from the plan.
+    """
+    points: dict[str, dict[str, Any]] = {}
+    if plan.rows:
+        if len(runs) != n_runs:
+            raise NotApplied(f"{len(runs)} of {n_runs} prompts finished; ask again")
+        for run in runs:
+            verify(plan, run.proof, run.n_prompt, list(run.n_completions))
+        points = merge([run.proof for run in runs if run.proof is not None])["hook_points"]
+    return {
+        **requested(plan, bundles),
+        "status": "applied",
+        **{count: max((point[count] for point in points.values()), default=0) for count in COUNTS},
+        "max_relative_norm": max((point["max_relative_norm"] for point in points.values()), default=0.0),
+        "hook_points": points,
+    }
+
+
+def failed_open(plan: Plan, bundles: Sequence[str], reason: str) -> dict[str, Any]:
+    """The object of a reply that was not steered as asked, to a caller who wants it all the same."""
+    return {**requested(plan, bundles), "status": "failed_open", "reason": reason}

@@ -1,0 +1,84 @@
+"""A request's body: bounded before it is read, strict JSON, parsed once."""
+
+import json
+import math
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from trimtab.server.errors import InvalidRequest, Violation
+
+__all__ = ["MAX_BODY_BYTES", "BodyTooLarge", "decode", "read"]
+
+MAX_BODY_BYTES = 8 << 20
+
+
+class BodyTooLarge(Exception):
+    """More bytes than this server reads; the message says how many it does."""
+
+
+async def read(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> bytes:
+    """The whole body, which must be declared as JSON: a web page cannot send that to another origin unasked.
+
+    Raises:
+        InvalidRequest: by its Content-Type.
+        BodyTooLarge: by its declared length, before anything is read, or by what arrives.
+    """
+    media = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise InvalidRequest([Violation("content-type", f"must be application/json, not {media[:60] or 'absent'}")])
+    declared = headers.get("content-length")
+    if declared is not None and declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"the body is {declared} bytes; this server reads {MAX_BODY_BYTES}, so shorten the prompt")
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"the body is over {MAX_BODY_BYTES} bytes; shorten the prompt")
+    return bytes(body)
+
+
+def decode(body: bytes) -> dict[str, Any]:
+    """The body's JSON object, without NaN, infinities and keys given twice (of which JSON keeps the last, silently).
+
+    Raises:
+        InvalidRequest: it is no such object; each non-finite number is named by its path.
+    """
+    finite = True
+
+    def number(text: str) -> float:
+        nonlocal finite
+        value = float(text)
+        finite = finite and math.isfinite(value)
+        return value
+
+    try:
+        document = json.loads(body, parse_constant=number, parse_float=number, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as e:
+        why = "nested too deeply" if isinstance(e, RecursionError) else str(e)
+        raise InvalidRequest([Violation("body", f"is no valid JSON: {why[:200]}")]) from e
+    if not isinstance(document, dict):
+        raise InvalidRequest([Violation("body", f"must be a JSON object, not {type(document).__name__}")])
+    if not finite:
+        raise InvalidRequest(list(_non_finite(document, "")))
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return document
+
+
+def _non_finite(value: Any, path: str) -> list[Violation]:
+    match value:
+        case float() if not math.isfinite(value):
+            return [Violation(path, f"{value} is no JSON number; give a finite one")]
+        case dict():
+            inner = [(item, f"{path}.{key}" if path else key) for key, item in value.items()]
+        case list():
+            inner = [(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        case _:
+            return []
+    return [violation for item, where in inner for violation in _non_finite(item, where)]

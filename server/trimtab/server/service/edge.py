@@ -1,0 +1,71 @@
+"""The outermost layer of the app, around every route: the API key, request ids, and no new work while the server drains."""
+
+import hashlib
+import hmac
+import re
+from uuid import uuid4
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trimtab.server.service.problem import Problem
+
+__all__ = ["Drain", "Edge", "digest"]
+
+_OPEN = frozenset({"/livez", "/readyz"})
+"""Probes carry no key."""
+
+_ECHOED = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Drain:
+    """Whether the server is on its way out; set once."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+
+def digest(key: str) -> bytes:
+    """What is kept and compared in place of a key."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+class Edge:
+    """ASGI middleware; `key` is the digest of the API key, None for a server without one."""
+
+    def __init__(self, app: ASGIApp, *, key: bytes | None, drain: Drain) -> None:
+        self._app = app
+        self._key = key
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        # Ours names the request in the engine; a client's is only echoed, for ids that collide cross requests.
+        ours = uuid4().hex
+        given = headers.get(b"x-request-id", "")
+        scope.setdefault("state", {})["request_id"] = ours
+        echoed = given if _ECHOED.fullmatch(given) else ours
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", echoed.encode())]
+            await send(message)
+
+        problem = self._problem(scope, headers)
+        app = self._app if problem is None else JSONResponse(problem.document, problem.status, problem.headers)
+        await app(scope, receive, named)
+
+    def _problem(self, scope: Scope, headers: dict[bytes, str]) -> Problem | None:
+        if self._key is not None and scope["path"] not in _OPEN:
+            scheme, _, key = headers.get(b"authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(digest(key.strip()), self._key):
+                return Problem(
+                    401, "invalid_api_key", "give this server's key: `Authorization: Bearer …`", "authorization"
+                )
+        if self._drain.begun and scope["method"] == "POST":
+            return Problem(503, "draining", "this server is shutting down; ask another replica")
+        return None

@@ -1,0 +1,167 @@
+"""The server's life: start the engine, load and prove, serve, drain. A server that is not proven to steer does not start."""
+
+import asyncio
+import logging
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+from prometheus_client import REGISTRY
+from starlette.datastructures import State
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+from vllm.entrypoints.launchers.launcher import validate_api_server_args
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+
+from trimtab.server.engine import pin
+from trimtab.server.engine.bundles import load_bundle
+from trimtab.server.engine.handshake import prove
+from trimtab.server.errors import Unsupported
+from trimtab.server.service import flags
+from trimtab.server.service.app import build
+from trimtab.server.service.edge import Drain, digest
+from trimtab.server.service.generation import Generation
+from trimtab.server.service.metrics import Metrics
+from trimtab.server.service.preflight import Preflight
+
+__all__ = ["ENGINE_DIED", "run"]
+
+ENGINE_DIED = 1
+log = logging.getLogger("trimtab")
+
+
+def run(ready: Preflight) -> int:
+    """The exit code of a server that ran until it was told to stop (0), or whose engine died (1).
+
+    Raises:
+        Unsupported: it does not start; the message says why and what to do.
+    """
+    settings = ready.settings
+    pin.check()
+    args, chosen = flags.parse(settings.engine_flags, model=str(ready.folder), served=settings.served_name)
+    if chosen:
+        settings.say(f"on this CPU: {', '.join(chosen)}")
+    _load_parsers(args)
+    cli_env_setup()  # type: ignore[no-untyped-call]
+    with _terminable():
+        return asyncio.run(_serve(ready, args))
+
+
+def _load_parsers(args: Namespace) -> None:
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    try:
+        validate_api_server_args(args)  # type: ignore[no-untyped-call]
+    except KeyError as e:
+        raise Unsupported(f"engine flags: {e.args[0]}") from e
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Until the server listens to signals itself, SIGTERM unwinds like ^C, so that no engine process stays behind."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def _serve(ready: Preflight, args: Namespace) -> int:
+    settings, bundles = ready.settings, ready.bundles
+    async with _engine(args) as engine:
+        hashes = [await load_bundle(engine, bundle) for bundle in bundles.values()]
+        reports = await prove(engine, hashes)
+        drain, metrics = Drain(), Metrics(REGISTRY)
+        metrics.bundles_loaded.set(len(bundles))
+        state = State()
+        await init_app_state(engine, state, args, await engine.get_supported_tasks())
+        if state.openai_serving_chat is None or state.openai_serving_completion is None:
+            raise Unsupported(f"{settings.model} does not generate text; serve a decoder")
+        generation = Generation(
+            engine=engine,
+            chat=state.openai_serving_chat,
+            completion=state.openai_serving_completion,
+            models=(settings.served_name, *state.openai_serving_models.lora_requests),
+            bundles=bundles,
+            on_failure=settings.on_failure,
+            metrics=metrics,
+            keep_alive_seconds=float(args.sse_keep_alive_interval),
+        )
+        key = None if settings.api_key is None else digest(settings.api_key)
+        server = _Server(
+            uvicorn.Config(
+                build(generation, state.openai_serving_models, REGISTRY, key=key, drain=drain),
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=args.shutdown_timeout,
+            )
+        )
+        n_layers = len(reports[0].get("layers", []))
+        settings.say(
+            f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(bundles) or 'none'}"
+        )
+        return await _until_stopped(server, engine, drain, ready)
+
+
+@asynccontextmanager
+async def _engine(args: Namespace) -> AsyncIterator[EngineClient]:
+    """A running engine; whatever happens, its processes are gone afterwards."""
+    try:
+        async with build_async_engine_client(args) as engine:
+            yield engine
+    except RuntimeError as e:
+        if "Engine core initialization failed" not in str(e):
+            raise
+        raise Unsupported("the engine did not start; its own log above says why") from e
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would raise the signal again after a clean shutdown."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _until_stopped(server: _Server, engine: EngineClient, drain: Drain, ready: Preflight) -> int:
+    settings, sock = ready.settings, ready.sock
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        # The first signal lets streams finish, a second one does not.
+        server.force_exit = drain.begun
+        drain.begun = server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    host, port = sock.getsockname()[:2]
+    serving = asyncio.ensure_future(server.serve(sockets=[sock]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    settings.say(f"serving {settings.served_name} on http://{f'[{host}]' if ':' in host else host}:{port}")
+    died = False
+    while not serving.done():
+        await asyncio.wait((serving,), timeout=1.0)
+        if engine.errored and not died:
+            died = server.should_exit = True
+            log.error("the engine has stopped; so does this server")
+    await serving
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+    sys.stderr.flush()
+    return ENGINE_DIED if died else 0

@@ -1,0 +1,142 @@
+"""What can be wrong before the engine starts, found before it starts, and before vLLM is even imported."""
+
+import ipaddress
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from trimtab.attribution.bundle import Bundle, BundleError, ModelIdentity
+from trimtab.attribution.embedded import resolve
+from trimtab.attribution.fingerprint import model_fingerprint, model_folder, tokenizer_digest
+from trimtab.server.errors import Unsupported
+from trimtab.server.service.admission import OnFailure
+
+__all__ = ["Preflight", "Settings", "preflight"]
+
+MIN_KEY_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `trimtab serve` was told."""
+
+    model: str
+    """The embedded model's name, an HF folder, or a hub id."""
+    bundles: Sequence[Path]
+    host: str
+    port: int
+    """0 takes any free port."""
+    served_name: str
+    on_failure: OnFailure
+    api_key: str | None = field(repr=False)
+    engine_flags: Sequence[str]
+    say: Callable[[str], None]
+    """Tells the operator one line."""
+
+
+class Preflight(NamedTuple):
+    """What a server starts from, checked."""
+
+    settings: Settings
+    folder: Path
+    """The model's files."""
+    bundles: dict[str, Bundle]
+    sock: socket.socket
+    """Bound, not yet listening."""
+
+
+@contextmanager
+def preflight(settings: Settings) -> Iterator[Preflight]:
+    """The checked start of a server; its port is held until the end.
+
+    Raises:
+        TrimtabError, BundleError, FingerprintError, EmbeddedModelError: with one sentence that says what to do.
+    """
+    _check_plugins()
+    _check_exposure(settings)
+    bundles = _bundles(settings.bundles)
+    with _listen(settings) as sock:
+        folder = model_folder(resolve(settings.model))
+        identity = _identity(settings.model, folder)
+        for bundle in bundles.values():
+            bundle.check_model(identity)
+        yield Preflight(settings, folder, bundles, sock)
+
+
+def _check_plugins() -> None:
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "trimtab" not in [name.strip() for name in allowed.split(",")]:
+        raise Unsupported(f"VLLM_PLUGINS={allowed} leaves out the plugin `trimtab`; unset it, or add trimtab to it")
+
+
+def _check_exposure(settings: Settings) -> None:
+    if settings.api_key is not None:
+        if len(settings.api_key) < MIN_KEY_LENGTH:
+            raise Unsupported(
+                f"the API key is shorter than {MIN_KEY_LENGTH} characters; make one with `openssl rand -hex 32`"
+            )
+        return
+    if not _is_loopback(settings.host):
+        raise Unsupported(
+            f"--host {settings.host} can be reached from other machines and there is no API key; set TRIMTAB_API_KEY "
+            "(`openssl rand -hex 32`), or serve on 127.0.0.1"
+        )
+    settings.say("no API key: every program on this machine may call this server (TRIMTAB_API_KEY sets one)")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def _listen(settings: Settings) -> Iterator[socket.socket]:
+    """The bound socket: a port that is taken is found before the engine starts."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((settings.host, settings.port))
+        except OSError as e:
+            raise Unsupported(
+                f"cannot listen on {settings.host} port {settings.port}: {e.strerror}; --port 0 takes a free one"
+            ) from e
+        yield sock
+
+
+def _bundles(paths: Sequence[Path]) -> dict[str, Bundle]:
+    bundles: dict[str, Bundle] = {}
+    for path in paths:
+        bundle = Bundle.load(path)
+        name = bundle.header.name
+        if name in bundles:
+            raise BundleError(f"two bundles are named {name!r}, the second is {path}; leave one of them out")
+        bundles[name] = bundle
+    return bundles
+
+
+def _identity(model: str, folder: Path) -> ModelIdentity:
+    """The served model as a bundle records it."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        text = config.get("text_config", config)
+        architecture, d_model, n_layers = config["architectures"][0], text["hidden_size"], text["num_hidden_layers"]
+    except (OSError, ValueError, KeyError, IndexError, AttributeError) as e:
+        raise Unsupported(
+            f"{folder}/config.json does not describe a decoder ({e!r}); give an ordinary HF folder"
+        ) from e
+    return ModelIdentity(
+        id=model,
+        architecture=architecture,
+        d_model=d_model,
+        n_layers=n_layers,
+        fingerprint=model_fingerprint(folder),
+        tokenizer=tokenizer_digest(folder),
+    )

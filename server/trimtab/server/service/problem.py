@@ -1,0 +1,77 @@
+"""Errors on the wire: one place that turns each into a status and OpenAI's error document.
+
+    {"error": {"message", "type", "param", "code", "violations": [{"field", "message"}, …]}}
+
+`code` is the stable code in lower case, as OpenAI writes its own. `violations` is there when fields are at fault.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from trimtab.server.errors import InvalidRequest, InvalidSteering, NotApplied, TrimtabError, UnknownBundle, Unsupported
+
+__all__ = ["RETRY_AFTER_SECONDS", "Problem", "of_error", "of_vllm"]
+
+RETRY_AFTER_SECONDS = 5
+
+_CODES = {400: "invalid_request", 404: "model_not_found", 413: "request_too_large", 422: "invalid_request"}
+
+
+class Problem(NamedTuple):
+    """An error as it leaves the server."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    violations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The body."""
+        match self.status:
+            case 401:
+                kind = "authentication_error"
+            case status if status < 500:
+                kind = "invalid_request_error"
+            case _:
+                kind = "server_error"
+        error: dict[str, Any] = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        if self.violations:
+            error["violations"] = [{"field": field, "message": message} for field, message in self.violations]
+        return {"error": error}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What tells a client whether trying again can help."""
+        match self.status:
+            case 503:
+                return {"retry-after": str(RETRY_AFTER_SECONDS)}
+            case 401:
+                return {"www-authenticate": "Bearer", "x-should-retry": "false"}
+            case 500 if self.code == NotApplied.code.lower():
+                return {"x-should-retry": "false"}
+            case _:
+                return {}
+
+
+def of_error(error: TrimtabError) -> Problem:
+    """The problem of an error of our own tree."""
+    violations: tuple[tuple[str, str], ...] = ()
+    match error:
+        case InvalidSteering() | InvalidRequest():
+            status, violations = 400, tuple((v.field, v.message) for v in error.violations)
+        case UnknownBundle():
+            status = 404
+        case Unsupported():
+            status = 400
+        case _:
+            status = 500
+    return Problem(status, error.code.lower(), error.message, error.field, violations)
+
+
+def of_vllm(status: int, message: str, param: str | None) -> Problem:
+    """The problem of an error document that vLLM's serving code returned; a 429 of its admission control is the server's 503."""
+    if status == 429:
+        return Problem(503, "overloaded", message, param)
+    return Problem(status, _CODES.get(status, "internal" if status >= 500 else "invalid_request"), message, param)

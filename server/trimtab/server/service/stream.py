@@ -1,0 +1,85 @@
+"""A stream of server-sent events with the steering told in it: what was admitted first, what was applied last. Pure.
+
+The chunks that say a completion is finished are held back until the proof is checked: text of a run that was not steered as
+asked is never followed by a finish reason, nor by [DONE].
+"""
+
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from trimtab.server.errors import NotApplied
+from trimtab.server.service.problem import of_error, of_vllm
+
+__all__ = ["DONE", "told"]
+
+DONE = "data: [DONE]\n\n"
+_PREFIX = "data: "
+
+
+async def told(
+    events: AsyncGenerator[str, None], opening: Mapping[str, Any], closing: Callable[[], Mapping[str, Any]] | None
+) -> AsyncGenerator[str, None]:
+    """The events of vLLM's stream with `opening` in the first chunk and `closing()` in the last; None adds nothing at the end.
+
+    `closing` is called once, when the stream is complete; when it raises NotApplied the stream ends with that error instead.
+    """
+    held: list[dict[str, Any]] = []
+    first, failed = True, False
+    async with aclosing(events):
+        async for event in events:
+            if event == DONE:
+                break
+            chunk = _payload(event)
+            if chunk is None:
+                yield event
+                continue
+            if "error" in chunk:
+                failed = True
+                yield _event(_error(chunk["error"]))
+                continue
+            touched = first
+            if first:
+                chunk["steering"] = dict(opening)
+                first = False
+            if closing is not None and _finishes(chunk):
+                held.append(chunk)
+            else:
+                yield _event(chunk) if touched else event
+        else:
+            return  # The source ended without [DONE]: neither do we say it.
+    if closing is not None and not failed:
+        try:
+            totals = dict(closing())
+        except NotApplied as e:
+            yield _event(of_error(e).document)
+            return
+        if not held:
+            held.append({"object": "steering", "choices": []})
+        held[-1]["steering"] = totals
+    for chunk in held:
+        yield _event(chunk)
+    yield DONE
+
+
+def _payload(event: str) -> dict[str, Any] | None:
+    """The JSON object of an event; None for a comment, which keeps a connection alive."""
+    if not event.startswith(_PREFIX):
+        return None
+    payload: dict[str, Any] = json.loads(event[len(_PREFIX) :])
+    return payload
+
+
+def _finishes(chunk: Mapping[str, Any]) -> bool:
+    choices = chunk.get("choices") or []
+    return not choices or any(choice.get("finish_reason") is not None for choice in choices)
+
+
+def _event(document: Mapping[str, Any]) -> str:
+    return f"{_PREFIX}{json.dumps(document, separators=(',', ':'))}\n\n"
+
+
+def _error(error: Mapping[str, Any]) -> dict[str, Any]:
+    status = error.get("code")
+    return of_vllm(status if isinstance(status, int) else 500, str(error.get("message")), error.get("param")).document
