@@ -24,6 +24,7 @@ from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from trimtab.attribution.bundle import Bundle
@@ -74,11 +75,15 @@ class Generation:
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        return await self._reply(request, ChatCompletionRequest, self.chat, OpenAIServingChat.create_chat_completion)
+        return await self._reply(
+            request, ChatCompletionRequest, self.chat, lambda serving, ask: serving.create_chat_completion(ask)
+        )
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        return await self._reply(request, CompletionRequest, self.completion, OpenAIServingCompletion.create_completion)
+        return await self._reply(
+            request, CompletionRequest, self.completion, lambda serving, ask: serving.create_completion(ask)
+        )
 
     async def _reply(
         self,
@@ -205,10 +210,18 @@ def _parse(model: type[Any], document: Mapping[str, Any]) -> Any:
     try:
         return model.model_validate(document)
     except ValidationError as e:
-        errors = e.errors(include_url=False, include_input=False, include_context=False)
-        violations = [Violation(clean_loc_for_param(error["loc"]) or "body", error["msg"][:400]) for error in errors]
+        found: dict[str, list[str]] = {}
+        for error in e.errors(include_url=False, include_input=False, include_context=False):
+            found.setdefault(clean_loc_for_param(error["loc"]) or "body", []).append(error["msg"])
+        # A field of several types fails once for each.
+        violations = [Violation(field, ", or: ".join(messages)[:400]) for field, messages in found.items()]
         raise InvalidRequest(violations[:MAX_VIOLATIONS]) from e
-    except (ValueError, TypeError, NotImplementedError) as e:  # vLLM's validators raise some of their own, unwrapped.
+    except (
+        VLLMClientError,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+    ) as e:  # vLLM's validators raise some as they are.
         raise InvalidRequest([Violation(getattr(e, "parameter", None) or "body", str(e)[:400])]) from e
 
 
