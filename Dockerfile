@@ -17,7 +17,7 @@ COPY proto proto
 COPY attribution attribution
 COPY clients clients
 COPY server server
-RUN /opt/trimtab/bin/pip install --extra-index-url https://download.pytorch.org/whl/cpu '.[attribution,cpu]' torch==2.13.0 \
+RUN /opt/trimtab/bin/pip install --extra-index-url https://download.pytorch.org/whl/cpu '.[cpu]' torch==2.13.0 \
     && /opt/trimtab/bin/pip uninstall -y torchvision torchaudio torchcodec
 
 FROM python:3.11-slim-bookworm

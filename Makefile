@@ -2,11 +2,11 @@
 #
 # TORCH    more arguments for pip, for a machine where it sees no CPU build of PyTorch by itself:
 #          make TORCH="--extra-index-url https://download.pytorch.org/whl/cpu" demo
-# EXTRAS   what to install; on CUDA: make EXTRAS=attribution,cuda,dev demo
+# EXTRAS   what to install; on CUDA: make EXTRAS=cuda,dev demo
 # PYTHON   the Python (3.11 or later) that the environment is made with
 
 PYTHON ?= python3
-EXTRAS ?= attribution,cpu,dev
+EXTRAS ?= cpu,dev
 TORCH  ?=
 
 VENV  := .venv
