@@ -6,7 +6,7 @@
     worker        worker: install on a loaded model, RPC methods             layers     which layers can be hooked, and how
     runner_v1/v2  worker: which rows does this step run for which request    edit_state requests and the work of a step
     tables, work  worker: rows of the formula, and applying them             op         the opaque custom op on each layer
-    handshake     front end: every worker proves that its hooks are called   segments   a plan resolved to positions (pure)
+    handshake     front end: every worker proves that its hooks are called   wire       plans decoded and resolved (pure)
 
 The life of a steered request: 1 `admission` refuses a plan that cannot be served. 2 the scheduler keys its blocks through
 `prefix_cache`. 3 the runner adapter hands it to `EditState`, which resolves its segments. 4 each step `EditState.prepare` lists

@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.server.engine import bundles
 from trimtab.server.engine.proof import KEY
-from trimtab.server.engine.segments import decode
+from trimtab.server.engine.wire import decode
 from trimtab.server.errors import InvalidSteering
 from trimtab.server.plan import Plan
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.server.engine.segments import Segment, decode, segments
 from trimtab.server.engine.tables import Tables
+from trimtab.server.engine.wire import decode, segments, stop
 from trimtab.server.engine.work import LayerWork, Piece, key
 from trimtab.server.errors import InvalidSteering
+from trimtab.server.plan import Segment
 
 __all__ = ["EditState", "Request", "Tally"]
 
@@ -109,7 +110,7 @@ class EditState:
             self._requests[request_id] = Request("", n_prompt, (), {}, failure=f"the worker cannot read the plan ({e})")
             return
         tallies = {layer: Tally() for layer in plan.layers}
-        request = Request(plan.hash, n_prompt, segments(plan, n_prompt), tallies)
+        request = Request(plan.hash, n_prompt, segments(wire, n_prompt), tallies)
         unhooked = [layer for layer in plan.layers if layer not in self.layers]
         if unhooked:
             request.failure = f"layer {unhooked[0]} is not hooked in this worker; it hooks {sorted(self.layers)}"
@@ -164,21 +165,21 @@ class EditState:
         self,
         request: Request,
         start: int,
-        stop: int,
+        end: int,
         offset: int,
         pieces: dict[int, list[Piece]],
         counts: dict[int, list[_Count]],
     ) -> None:
-        """List the pieces of positions [start, stop), which are rows [start + offset, stop + offset)."""
+        """List the pieces of positions [start, end), which are rows [start + offset, end + offset)."""
         known = request.high_water
-        request.high_water = max(known, stop)
+        request.high_water = max(known, end)
         if request.failure is not None:
             return
         for segment in request.segments:
-            if start > known and (skipped := min(segment.hi, start) - max(segment.lo, known)) > 0:
+            if start > known and (skipped := min(stop(segment), start) - max(segment.lo, known)) > 0:
                 for layer in {r.layer for r in segment.rows}:
                     request.tallies[layer].cached += skipped
-            lo, hi = max(segment.lo, start), min(segment.hi, stop)
+            lo, hi = max(segment.lo, start), min(stop(segment), end)
             if lo >= hi:
                 continue
             try:

@@ -1,6 +1,6 @@
 """The prefix cache: a block's key names the edits on its own positions, and the chain of keys carries those before it.
 
-    block [s, e) of a request   key += ("trimtab", "lo-hi:digest;…")   for the segments that overlap it, offsets relative to s
+    block [s, e) of a request   key += ("trimtab", ((lo, hi, segment key), …))   when segments overlap it
 
 So blocks wholly before the first edited position are shared with everybody, and a block is shared between two requests exactly
 when the same rows touched the same positions of the same tokens. (A key of the plan's hash alone would be wrong: with scope
@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from trimtab.server.engine.proof import KEY
-from trimtab.server.engine.segments import Segment, block_key, decode, segments
+from trimtab.server.engine.wire import segments
+from trimtab.server.plan import Segment, block_key
 
 __all__ = ["patch"]
 
@@ -25,14 +26,14 @@ def extra_keys(original: Any, request: Any, start: int, end: int, start_mm: int)
     """`generate_block_hash_extra_keys` with the edit's key appended."""
     keys, next_mm = original(request, start, end, start_mm)
     found = _segments(request)
-    key = block_key(found, start, end) if found else None
-    return (keys if key is None else (*(keys or ()), (KEY, key))), next_mm
+    key = block_key(found, start, end)
+    return (keys if not key else (*(keys or ()), (KEY, key))), next_mm
 
 
 def _segments(request: Any) -> tuple[Segment, ...]:
     params = request.sampling_params
     wire = params.extra_args.get(KEY) if params is not None and params.extra_args else None
-    return segments(decode(wire), request.num_prompt_tokens) if wire is not None else ()
+    return segments(wire, request.num_prompt_tokens) if wire is not None else ()
 
 
 def patch() -> None:

@@ -12,7 +12,7 @@ often it was computed. Position n_prompt − 1 and later are completion tokens; 
 
 from typing import Any
 
-from trimtab.server.engine.segments import segments
+from trimtab.server.engine.wire import stop
 from trimtab.server.errors import NotApplied
 from trimtab.server.plan import Plan
 
@@ -28,8 +28,8 @@ def expected(plan: Plan, n_prompt: int, n_completion: int) -> dict[str, tuple[in
     """Hook point → (prompt, completion) tokens that a plan must have edited, cached ones included."""
     end = n_prompt - 1 + n_completion
     counts: dict[str, tuple[int, int]] = {f"blocks.{layer}.resid_post": (0, 0) for layer in plan.layers}
-    for segment in segments(plan, n_prompt):
-        lo, hi = segment.lo, min(segment.hi, end)
+    for segment in plan.segments(n_prompt):
+        lo, hi = segment.lo, min(stop(segment), end)
         if lo >= hi:
             continue
         prompt = max(0, min(hi, n_prompt - 1) - lo)

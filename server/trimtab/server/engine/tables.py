@@ -1,7 +1,7 @@
 """The rows of the loaded bundles in a worker, and slots: a segment's rows at each layer, gathered and folded once.
 
 Folding: all α of a segment and layer become one vector, Σ α_i d_i; what is left per latent is β_i φ(e_i · h + b_i) d_i with β_i
-≠ 0. A slot is keyed by the segment's digest, so requests with the same edits share it. Slots are a cache in front of the
+≠ 0. A slot is keyed by the segment's key, so requests with the same edits share it. Slots are a cache in front of the
 bundles' rows: they can be rebuilt at any time, so they never run out, and nothing leaks when a request ends badly.
 
 Axes: D d_model, K latents of a slot.
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from trimtab.attribution.bundle import Bundle
 from trimtab.attribution.edit import Rows, project_rows
-from trimtab.server.engine.segments import Segment
-from trimtab.server.plan import PlanRow
+from trimtab.server.plan import PlanRow, Segment
 
 __all__ = ["SlotRows", "Tables"]
 
@@ -31,7 +30,7 @@ class SlotRows(NamedTuple):
 
 
 class Tables:
-    """Bundles by content hash, slots by digest."""
+    """Bundles by content hash, slots by segment key."""
 
     def __init__(self, device: torch.device, n_slots: int) -> None:
         self.device = device
@@ -67,7 +66,7 @@ class Tables:
         Raises:
             KeyError: a bundle is not in this worker.
         """
-        slot = self._slots.get(segment.digest)
+        slot = self._slots.get(segment.key)
         if slot is None:
             by_layer: dict[int, list[PlanRow]] = {}
             for row in segment.rows:
@@ -75,8 +74,8 @@ class Tables:
             slot = {layer: self._fold(rows) for layer, rows in by_layer.items()}
             while len(self._slots) >= self.n_slots:
                 self._slots.popitem(last=False)
-        self._slots[segment.digest] = slot
-        self._slots.move_to_end(segment.digest)
+        self._slots[segment.key] = slot
+        self._slots.move_to_end(segment.key)
         return slot
 
     def _fold(self, plan_rows: list[PlanRow]) -> SlotRows:
