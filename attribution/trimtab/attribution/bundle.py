@@ -80,8 +80,11 @@ class LatentRecord(_Record):
 
     latent: int = Field(ge=0)
     attribution: Finite
-    """Δ-attribution: predicted rise of the loss gap, nats per completion token (positive: causes the behaviour)."""
+    """Δ-attribution of the recommended operation: predicted rise of the loss gap, nats per completion token
+    (positive: causes the behaviour)."""
     attribution_se: Finite | None = None
+    attribution_project: Finite | None = None
+    """Δ-attribution of projecting out to the mean activation: comparable between runs that score other operations."""
     delta_activation: Finite | None = None
     """Mean activation on positive minus on negative completions, SAE units."""
     effect: Finite | None = None

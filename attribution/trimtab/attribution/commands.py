@@ -1,0 +1,193 @@
+"""The commands of this room: `trimtab attribute`, `trimtab model`, `trimtab bundle show`.
+
+Torch and transformers are imported inside the commands, so that `trimtab --help` stays quick. A failure is one sentence on
+stderr and exit code 2; nothing is left half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from trimtab.attribution.embedded import EMBEDDED_MODEL, EmbeddedModelError, model_path
+
+if TYPE_CHECKING:
+    from trimtab.attribution.bundle import Bundle
+    from trimtab.attribution.run import Result
+
+__all__ = ["attribute", "bundle", "model"]
+
+BEHAVIOUR = "claims a human life (a childhood, a family, meals, feelings) instead of saying that it is software"
+
+bundle = typer.Typer(no_args_is_help=True, help="Look into bundles.")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what a caller can cause into one sentence and exit code 2."""
+    from trimtab.attribution.bundle import BundleError
+    from trimtab.attribution.errors import AttributionError
+    from trimtab.attribution.fingerprint import FingerprintError
+
+    try:
+        yield
+    except (AttributionError, BundleError, EmbeddedModelError, FingerprintError) as e:
+        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(str(e))}")
+        raise typer.Exit(2) from e
+
+
+def attribute(
+    out: Annotated[Path, typer.Option(help="Bundle to write.")] = Path("pretends-human.safetensors"),
+    pairs: Annotated[Path | None, typer.Option(help="JSONL pairs.", show_default="the shipped pairs")] = None,
+    model: Annotated[str, typer.Option(help="HF folder, hub id, or the embedded model's name.")] = EMBEDDED_MODEL,
+    sae: Annotated[Path | None, typer.Option(help="SAELens folder.", show_default="the shipped SAE")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="from the file's name")] = None,
+    behaviour: Annotated[str | None, typer.Option(help="What the positive completions do, in one sentence.")] = None,
+    operation: Annotated[
+        Literal["ablate", "scale", "clamp", "add", "project"], typer.Option(help="Operation to score and recommend.")
+    ] = "ablate",
+    amount: Annotated[float | None, typer.Option(help="add: amount; clamp: target; scale: factor.")] = None,
+    unit: Annotated[Literal["raw", "max_act"], typer.Option(help="Unit of the amount of add and clamp.")] = "raw",
+    scope: Annotated[
+        Literal["completion", "all"], typer.Option(help="Tokens that are scored and edited.")
+    ] = "completion",
+    top: Annotated[int, typer.Option(min=1, max=64, help="Latents in the bundle.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's header as JSON.")] = False,
+) -> None:
+    """Find the latents that cause a behaviour, intervene on each, and write them into a bundle."""
+    with _refusals():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from trimtab.attribution.errors import PairsError
+        from trimtab.attribution.pairs import shipped_pairs
+        from trimtab.attribution.run import Settings
+        from trimtab.attribution.run import attribute as run
+        from trimtab.attribution.sae import shipped_sae
+
+        if pairs is not None and behaviour is None:
+            raise PairsError("say in one sentence what the positive completions of your pairs do: --behaviour '…'")
+        settings = Settings(
+            pairs=pairs or shipped_pairs(),
+            sae=sae or shipped_sae(),
+            model=model,
+            name=name or out.name.split(".")[0],
+            behaviour=behaviour or BEHAVIOUR,
+            operation=operation,
+            amount=amount,
+            unit=unit,
+            scope=scope,
+            top=top,
+            command=shlex.join(["trimtab", "attribute", *sys.argv[2:]]),
+        )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            result = run(settings, progress)
+        result.bundle.save(out)
+    if as_json:
+        _print_json(result.bundle)
+    else:
+        console = Console()
+        console.print(_table(result.bundle))
+        _print_controls(console, result)
+        console.print(f"{out}: {result.bundle.content_hash}", soft_wrap=True)
+
+
+def model() -> None:
+    """Print the folder of the embedded model, converting it the first time."""
+    with _refusals():
+        typer.echo(model_path())
+
+
+@bundle.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="Bundle to read.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the header as JSON.")] = False,
+) -> None:
+    """Print what a bundle holds."""
+    with _refusals():
+        from trimtab.attribution.bundle import Bundle
+
+        loaded = Bundle.load(file)
+    if as_json:
+        _print_json(loaded)
+        return
+    header = loaded.header
+    console = Console()
+    console.print(f"[bold]{header.name}[/bold]: {header.behaviour}", highlight=False)
+    console.print(
+        f"{header.model.id} ({header.model.architecture}, d_model {header.model.d_model}), {header.hook_point}, "
+        f"SAE {header.sae.id}; {header.created}",
+        highlight=False,
+    )
+    console.print(_table(loaded))
+    for edit in header.edits:
+        target = f"latent {edit.latent}" if edit.latent is not None else f"vector {edit.vector}"
+        amount = "" if edit.amount is None else f" {edit.amount:g} {edit.unit}"
+        console.print(f"recommended: {edit.operation}{amount} {target}, {edit.scope} tokens", highlight=False)
+    console.print(loaded.content_hash)
+
+
+@bundle.callback()
+def _group() -> None:
+    """Keeps `show` a sub-command while it is the only one."""
+
+
+def _print_json(loaded: Bundle) -> None:
+    typer.echo(
+        json.dumps({**loaded.header.model_dump(mode="json"), "content_hash": loaded.content_hash}, ensure_ascii=False)
+    )
+
+
+def _table(loaded: Bundle) -> Table:
+    table = Table(
+        title=f"{loaded.header.name}: latents by attribution (nats per completion token)", title_justify="left"
+    )
+    for column in ("latent", "attribution", "by projection", "Δ-activation", "effect, held-out"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("top tokens")
+    for record in loaded.header.latents:
+        table.add_row(
+            str(record.latent),
+            _plus_minus(record.attribution, record.attribution_se),
+            _plus_minus(record.attribution_project, None),
+            _plus_minus(record.delta_activation, None),
+            _plus_minus(record.effect, record.effect_se),
+            escape(" ".join(repr(token)[1:-1] for token in record.top_tokens)),
+        )
+    return table
+
+
+def _plus_minus(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:+.4f}" if error is None else f"{value:+.4f} ± {error:.4f}"
+
+
+def _print_controls(console: Console, result: Result) -> None:
+    controls = result.controls
+    mean_random = sum(e.mean for e in controls.random) / len(controls.random)
+    lines = [
+        *((f"all of them together, strength {s:g}", e) for s, e in controls.together.items()),
+        ("as many random live latents together", controls.random_together),
+        ("as many leaders by Δ-activation together", controls.delta_activation),
+        ("difference in means, subtracted", controls.difference_in_means),
+    ]
+    table = Table(title="change of the held-out margin (below 0: away from the behaviour)", title_justify="left")
+    for column in ("edit", "margin", "loss of positives", "loss of negatives", "largest ‖Δ‖/‖h‖"):
+        table.add_column(column, justify="left" if column == "edit" else "right", no_wrap=True)
+    for label, e in lines:
+        table.add_row(
+            label, _plus_minus(e.mean, e.se), f"{e.positive:+.3f}", f"{e.negative:+.3f}", f"{e.max_relative_norm:.2f}"
+        )
+    table.add_row("one random live latent, mean", f"{mean_random:+.4f}", "", "", "")
+    console.print(table)

@@ -1,0 +1,190 @@
+"""A causal language model cut in two at one hook point, so that everything below it is computed once and without gradients.
+
+    ids [B, T] ── lower: embedding, blocks 0 … layer ──► h [B, T, D] ── upper: the other blocks, final norm, head ──► logits
+
+Sequences are padded on the right. Attention is causal, so no real token can see the padding: a batch is exact without a mask.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.attribution.bundle import ModelIdentity
+from trimtab.attribution.embedded import resolve
+from trimtab.attribution.errors import ModelError
+from trimtab.attribution.fingerprint import FingerprintError, model_fingerprint, model_folder, tokenizer_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from trimtab.attribution.pairs import Completion
+
+__all__ = ["SplitModel", "load_tokenizer", "pad"]
+
+
+class SplitModel:
+    """A model in fp32, its weights frozen, cut after block `layer`."""
+
+    def __init__(self, model: nn.Module, identity: ModelIdentity, layer: int) -> None:
+        if not 0 <= layer < identity.n_layers:
+            raise ModelError(
+                f"layer {layer} is outside the {identity.n_layers} layers of {identity.id}; use another SAE"
+            )
+        self.identity, self.layer = identity, layer
+        self.config: Any = model.config
+        self._base = cast("nn.Module", model.base_model)
+        self._head = cast("nn.Module", model.get_output_embeddings())  # type: ignore[operator]
+        name = next((n for n in ("layers", "h") if isinstance(getattr(self._base, n, None), nn.ModuleList)), None)
+        if name is None:
+            raise ModelError(
+                f"cannot find the blocks of {identity.architecture}; Llama-like and GPT-2-like models are known"
+            )
+        for field in ("logits_scaling", "logit_scale"):
+            if getattr(self.config, field, None) not in (None, 1, 1.0):
+                raise ModelError(
+                    f"{identity.architecture} scales its logits (`{field}`), which attribution does not know"
+                )
+        blocks = list(getattr(self._base, name))
+        self._capture, self._inject = _Keep(blocks[layer]), _Inject(blocks[layer])
+        self._lower = _with_blocks(self._base, name, [*blocks[:layer], self._capture])
+        self._upper = _with_blocks(self._base, name, [*map(_Skip, blocks[:layer]), self._inject, *blocks[layer + 1 :]])
+
+    @classmethod
+    def load(cls, model: str, layer: int) -> SplitModel:
+        """Load an HF folder, hub id or the embedded model's name in fp32.
+
+        Raises:
+            ModelError: there is no such model, or its blocks cannot be found.
+        """
+        from transformers import AutoModelForCausalLM
+
+        identity, folder = identify(model)
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, ValueError) as e:
+            raise ModelError(
+                f"cannot load model {model!r}: {str(e).splitlines()[0]}; give an ordinary HF folder"
+            ) from e
+        loaded.requires_grad_(False).train(False)
+        return cls(loaded, identity, layer)
+
+    @torch.no_grad()
+    def lower(self, ids_BT: Tensor) -> Tensor:
+        """The residual stream h [B, T, D] at the hook point."""
+        self._lower(input_ids=ids_BT, use_cache=False)
+        return self._capture.take()
+
+    def upper(self, h_BTD: Tensor) -> Tensor:
+        """The stream [B, T, D] after the final norm, as a function of h; gradients flow."""
+        self._inject.h_BTD = h_BTD
+        out = self._upper(inputs_embeds=h_BTD, use_cache=False)
+        return cast("Tensor", out.last_hidden_state)
+
+    def logits(self, y_ND: Tensor) -> Tensor:
+        """Logits [N, vocabulary] of rows of `upper`'s result; apply it to the positions that matter, it is the dearest step."""
+        logits_NV: Tensor = self._head(y_ND)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+
+    def promoted_tokens(self, d_ND: Tensor, k: int) -> list[list[int]]:
+        """The k token ids whose logits each direction raises most, seen through the final norm's weight alone."""
+        norm = next((getattr(self._base, n) for n in ("norm", "ln_f") if hasattr(self._base, n)), None)
+        weight_D = norm.weight if norm is not None else torch.ones(d_ND.shape[-1])
+        with torch.no_grad():
+            logits_NV = self._head((d_ND * weight_D).float())
+        return cast("list[list[int]]", logits_NV.topk(k, dim=-1).indices.tolist())
+
+
+def identify(model: str) -> tuple[ModelIdentity, Path]:
+    """The identity of a model as a bundle records it, and its folder.
+
+    Raises:
+        ModelError: the folder is missing or lacks weights, tokenizer or config.
+    """
+    from transformers import AutoConfig
+
+    try:
+        folder = model_folder(resolve(model))
+        config = AutoConfig.from_pretrained(folder)
+        architectures = config.architectures or [type(config).__name__]
+        identity = ModelIdentity(
+            id=model if not Path(model).is_dir() else Path(model).name,
+            architecture=architectures[0],
+            d_model=config.hidden_size,
+            n_layers=config.num_hidden_layers,
+            fingerprint=model_fingerprint(folder),
+            tokenizer=tokenizer_digest(folder),
+        )
+    except (FingerprintError, OSError, ValueError, AttributeError) as e:
+        raise ModelError(f"cannot read model {model!r}: {str(e).splitlines()[0]}") from e
+    return identity, folder
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that `identify` accepts."""
+    from transformers import AutoTokenizer
+
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(model_folder(resolve(model))))
+
+
+def pad(completions: Sequence[Completion]) -> Tensor:
+    """Token ids [B, T], padded on the right with id 0, which no real token can see."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(c.ids) for c in completions], batch_first=True)
+
+
+class _Block(nn.Module):
+    """Stands in a block's place and shows the model the attributes that it asks of blocks."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        if hasattr(block, "attention_type"):
+            self.attention_type = block.attention_type
+
+
+class _Skip(_Block):
+    """Passes its input on."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+class _Inject(_Block):
+    """Puts `h_BTD` into the stream, whatever came from below."""
+
+    h_BTD: Tensor
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        h_BTD, self.h_BTD = self.h_BTD, torch.empty(0)
+        return h_BTD
+
+
+class _Keep(_Block):
+    """Runs the real block and keeps its output."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__(block)
+        self.block = block
+        self._h_BTD = torch.empty(0)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out = self.block(hidden_states, *args, **kwargs)
+        self._h_BTD = out[0] if isinstance(out, tuple) else out
+        return self._h_BTD
+
+    def take(self) -> Tensor:
+        h_BTD, self._h_BTD = self._h_BTD, torch.empty(0)
+        return h_BTD
+
+
+def _with_blocks(base: nn.Module, name: str, blocks: list[nn.Module]) -> nn.Module:
+    """`base` with other blocks; shares every weight and leaves `base` as it was."""
+    other = copy.copy(base)
+    other._modules = {**base._modules, name: nn.ModuleList(blocks)}
+    return other

@@ -1,0 +1,84 @@
+"""What is known about an SAE's latents from text: mean activation, typical norm, densities, largest activations.
+
+They come from `stats.safetensors` beside the SAE's weights, measured on its own held-out text; for an SAE that ships none they
+are measured on the run's held-out pairs, and the bundle says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trimtab.attribution.errors import SAEError
+from trimtab.attribution.gradients import SINK_NORM, batches, positions
+from trimtab.attribution.model import SplitModel, pad
+from trimtab.attribution.pairs import Completion
+
+__all__ = ["Stats", "measure_stats", "read_stats"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What was measured on text that is neither train nor held-out pairs, sinks masked."""
+
+    mean_D: Tensor
+    """Mean activation ā of the residual stream."""
+    resid_norm: float
+    """Median ‖h‖."""
+    density_L: Tensor
+    """Fraction of tokens on which each latent fires."""
+    max_activation_L: Tensor
+    """Largest activation of each latent, SAE units."""
+    source: str
+    """Where the numbers come from, for people."""
+
+
+def read_stats(folder: Path, n_latents: int, d_model: int) -> Stats | None:
+    """The stats beside an SAE; None where there are none.
+
+    Raises:
+        SAEError: the file is damaged or belongs to another SAE.
+    """
+    file = folder / "stats.safetensors"
+    if not file.is_file():
+        return None
+    try:
+        tensors = load_file(file)
+        stats = Stats(
+            mean_D=tensors["mean"].float(),
+            resid_norm=float(tensors["resid_norm"]),
+            density_L=tensors["density"].float(),
+            max_activation_L=tensors["max_activation"].float(),
+            source=f"{file.name} of the SAE (its own held-out text)",
+        )
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as e:
+        raise SAEError(f"{file} is damaged or lacks a tensor ({e}); fetch it again, or remove it") from e
+    if stats.mean_D.shape != (d_model,) or stats.density_L.shape != (n_latents,):
+        raise SAEError(f"{file} belongs to an SAE of another shape; fetch it again, or remove it")
+    return stats
+
+
+@torch.no_grad()
+def measure_stats(model: SplitModel, encode: Callable[[Tensor], Tensor], completions: Sequence[Completion]) -> Stats:
+    """Stats over every token of the completions but the sinks; `encode` is the SAE's."""
+    parts = []
+    for batch in batches(completions, 16):
+        h_BTD = model.lower(pad([completions[i] for i in batch]))
+        parts += [h_BTD[row, positions(completions[i], "all")] for row, i in enumerate(batch)]
+    h_ND = torch.cat(parts)
+    norm_N = h_ND.norm(dim=-1)
+    h_ND = h_ND[norm_N <= SINK_NORM * norm_N.median()]
+    phi_NL = encode(h_ND)
+    return Stats(
+        mean_D=h_ND.mean(0),
+        resid_norm=float(norm_N.median()),
+        density_L=(phi_NL > 0).float().mean(0),
+        max_activation_L=phi_NL.amax(0),
+        source=f"{len(h_ND)} tokens of the held-out pairs, as the SAE folder has no stats.safetensors",
+    )
