@@ -77,8 +77,8 @@ class Completion(NamedTuple):
 
 
 def shipped_pairs(behaviour: str = "pretends_human") -> Path:
-    """The pair file of a behaviour that ships with Trimtab; `pairs/README.md` says how it was made."""
-    return Path(__file__).parent / "pairs" / f"{behaviour}.jsonl"
+    """The pair file of a behaviour that ships with Trimtab; `pair_sets/README.md` says how it was made."""
+    return Path(__file__).parent / "pair_sets" / f"{behaviour}.jsonl"
 
 
 def load_pairs(path: Path) -> PairFile:

@@ -13,9 +13,11 @@ Axes: T tokens, D d_model, L latents.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,4 +208,11 @@ def _digest(folder: Path) -> str:
 
 
 def _top_tokens(folder: Path) -> dict[int, tuple[str, ...]]:
-    return {}
+    file = folder / "top_contexts.jsonl.gz"
+    if not file.is_file():
+        return {}
+    try:
+        entries = [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
+        return {e["latent"]: tuple(dict.fromkeys(token for _, _, token, _ in e["top"])) for e in entries}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as e:
+        raise SAEError(f"{file} is damaged ({e}); fetch it again, or remove it") from e

@@ -32,7 +32,7 @@ class Stats:
     resid_norm: float
     """Median ‖h‖."""
     density_L: Tensor
-    """Fraction of tokens on which each latent fires."""
+    """Fraction of tokens on which each latent fires, mean of text and chat."""
     max_activation_L: Tensor
     """Largest activation of each latent, SAE units."""
     source: str
@@ -51,9 +51,9 @@ def read_stats(folder: Path, n_latents: int, d_model: int) -> Stats | None:
     try:
         tensors = load_file(file)
         stats = Stats(
-            mean_D=tensors["mean"].float(),
-            resid_norm=float(tensors["resid_norm"]),
-            density_L=tensors["density"].float(),
+            mean_D=tensors["mean_activation_vector"].float(),
+            resid_norm=float(tensors["median_norm"]),
+            density_L=(tensors["density_text"].float() + tensors["density_chat"].float()) / 2,
             max_activation_L=tensors["max_activation"].float(),
             source=f"{file.name} of the SAE (its own held-out text)",
         )

@@ -52,16 +52,29 @@ class Margins:
         batch_size: int = 16,
     ) -> None:
         self._model, self._prompts, self._scope = model, list(prompts), scope
-        completions = [c for pair in pairs for c in pair]
-        self._batches = [
-            (batch, [completions[i] for i in batch], model.lower(pad([completions[i] for i in batch])))
-            for batch in batches(completions, batch_size)
-        ]
-        self._loss_2P, _ = self._losses(None)
+        self._completions = [c for pair in pairs for c in pair]
+        self._batch_size = batch_size
+        self._h: list[Tensor] = [torch.empty(0)] * len(self._completions)
+        """[T, D] of each completion, unedited."""
+        for batch in batches(self._completions, batch_size):
+            h_BTD = model.lower(pad([self._completions[i] for i in batch]))
+            for row, i in enumerate(batch):
+                self._h[i] = h_BTD[row, : len(self._completions[i].ids)]
+        self._loss_2P = torch.zeros(len(self._completions), dtype=torch.float64)
+        self._recompute(self._loss_2P, dict(enumerate(self._h)))
 
     def effect(self, rows: Rows) -> Effect:
         """The effect of applying `rows` at every position of the scope."""
-        loss_2P, norm = self._losses(rows)
+        loss_2P, edited, norm = self._loss_2P.clone(), {}, 0.0
+        for i, (completion, h_TD) in enumerate(zip(self._completions, self._h, strict=True)):
+            window = slice(positions(completion, self._scope).start, None)
+            delta_ND = delta(h_TD[window], rows)
+            if not bool(delta_ND.any()):
+                continue  # No edited latent fires: the loss cannot change.
+            edited[i] = h_TD.clone()
+            edited[i][window] += delta_ND
+            norm = max(norm, float((delta_ND.norm(dim=-1) / h_TD[window].norm(dim=-1)).max()))
+        self._recompute(loss_2P, edited)
         change_P2 = (loss_2P - self._loss_2P).view(-1, 2)
         margin_P = change_P2[:, 1] - change_P2[:, 0]
         return Effect(
@@ -73,18 +86,10 @@ class Margins:
         )
 
     @torch.no_grad()
-    def _losses(self, rows: Rows | None) -> tuple[Tensor, float]:
-        loss_2P = torch.zeros(2 * len(self._prompts), dtype=torch.float64)
-        norm = 0.0
-        for batch, completions, h_BTD in self._batches:
-            edited_BTD = h_BTD
-            if rows is not None:
-                edited_BTD = h_BTD.clone()
-                for i, completion in enumerate(completions):
-                    window = slice(positions(completion, self._scope).start, len(completion.ids))
-                    h_ND = h_BTD[i, window]
-                    delta_ND = delta(h_ND, rows)
-                    edited_BTD[i, window] += delta_ND
-                    norm = max(norm, float((delta_ND.norm(dim=-1) / h_ND.norm(dim=-1)).max()))
-            loss_2P[batch] = losses(self._model, edited_BTD, completions).double()
-        return loss_2P, norm
+    def _recompute(self, loss_2P: Tensor, streams: dict[int, Tensor]) -> None:
+        """Put into `loss_2P` the losses of the completions in `streams`, each with its own residual stream [T, D]."""
+        indices = list(streams)
+        for batch in batches([self._completions[i] for i in indices], self._batch_size):
+            chosen = [indices[j] for j in batch]
+            h_BTD = torch.nn.utils.rnn.pad_sequence([streams[i] for i in chosen], batch_first=True)
+            loss_2P[chosen] = losses(self._model, h_BTD, [self._completions[i] for i in chosen]).double()
