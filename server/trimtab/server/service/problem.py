@@ -14,7 +14,13 @@ __all__ = ["RETRY_AFTER_SECONDS", "Problem", "of_error", "of_vllm"]
 
 RETRY_AFTER_SECONDS = 5
 
-_CODES = {400: "invalid_request", 404: "model_not_found", 413: "request_too_large", 422: "invalid_request"}
+_CODES = {
+    503: "overloaded",
+    400: "invalid_request",
+    404: "model_not_found",
+    413: "request_too_large",
+    422: "invalid_request",
+}
 
 
 class Problem(NamedTuple):

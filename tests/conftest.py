@@ -1,0 +1,119 @@
+"""The one real server of the whole run: the embedded model and a bundle of random rows, started once, drained at the end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.bundles import random_bundle
+from trimtab.attribution.bundle import Bundle, ModelIdentity
+
+START_SECONDS = 300
+STOP_SECONDS = 90
+TRIMTAB = Path(sys.executable).with_name("trimtab")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `trimtab serve`."""
+
+    base_url: str
+    """`http://127.0.0.1:PORT`; the OpenAI API is under `/v1`."""
+    model: str
+    bundle: Bundle
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def post(self, path: str, document: object, **options: float) -> httpx.Response:
+        """The reply to a JSON document."""
+        return httpx.post(self.base_url + path, json=document, timeout=options.get("timeout", 120.0))
+
+
+@pytest.fixture(scope="session")
+def embedded_identity() -> ModelIdentity:
+    """The embedded model as a bundle names it."""
+    from trimtab.attribution.model import identify
+
+    return identify("smollm2-135m-instruct")[0]
+
+
+@pytest.fixture(scope="session")
+def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server on a free port, shared by all tests; at its end it must drain, exit with 0, and leave no process behind."""
+    folder = tmp_path_factory.mktemp("server")
+    bundle = random_bundle(embedded_identity, layer=14)
+    bundle.save(folder / "calm.tt")
+    log = folder / "server.log"
+    command = [str(TRIMTAB), "serve", "smollm2-135m-instruct", "--bundle", str(folder / "calm.tt"), "--port", "0"]
+    flags = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRIMTAB_API_KEY"}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("wb") as out:
+        process = subprocess.Popen([*command, "--", *flags], stdout=out, stderr=subprocess.STDOUT, env=environment)
+    try:
+        running = Server(_address(process, log), "smollm2-135m-instruct", bundle, process, log)
+        yield running
+        _drains(running)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if match := re.search(r"serving \S+ on (http://\S+)", log.read_text(errors="replace")):
+            return match[1]
+        if process.poll() is not None:
+            break
+        time.sleep(0.2)
+    pytest.fail(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+def _drains(server: Server) -> None:
+    """SIGTERM in the middle of a stream: the stream ends as it should, then the server exits with 0 and no orphan."""
+    children = _descendants(server.process.pid)
+    ask = {
+        "model": server.model,
+        "prompt": "Once upon a time",
+        "max_tokens": 40,
+        "ignore_eos": True,
+        "stream": True,
+        "steering": {"bundle": "calm"},
+    }
+    with httpx.stream("POST", server.base_url + "/v1/completions", json=ask, timeout=STOP_SECONDS) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        events = [line.removeprefix("data: ") for line in lines if line]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["steering"]["completion_tokens"] == 40
+    assert server.process.wait(STOP_SECONDS) == 0
+    deadline = time.monotonic() + 10
+    while any(_runs(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)  # Python's own resource tracker outlives its parent for a moment.
+    assert [pid for pid in children if _runs(pid)] == []
+    assert "Traceback" not in server.log.read_text(errors="replace")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    direct = [int(child) for child in children.read_text().split()] if children.exists() else []
+    return [found for child in direct for found in (child, *_descendants(child))]
