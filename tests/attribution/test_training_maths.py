@@ -102,7 +102,7 @@ def _tiny_run(tmp_path: Path, steps: int) -> tuple[Run, Store, list[float]]:
     store = Store(tmp_path)
     store.refresh = lambda: len(h)  # type: ignore[method-assign] # No shards: the activations are given.
     store._h, store.n_tokens = h.half(), len(h)
-    plan = TrainPlan(n_latents=L, k=3, batch=256, steps=steps, warmup=5, lr=5e-3, encoder_gain=0.3)
+    plan = TrainPlan(n_latents=L, k=3, k_first=6, k_falls=20, batch=256, steps=steps, warmup=5, lr=5e-3, encoder_gain=0.3)
     seen: list[float] = []
     return train(plan, store, tmp_path / "run", lambda _run, fvu, _silent: seen.append(fvu)), store, seen
 

@@ -70,6 +70,8 @@ def train(data: DataPlan, plan: TrainPlan) -> None:
         def report(run: training.Run, fvu: float, silent: int) -> None:
             figures = f"FVU {fvu:.3f}, {silent} silent, {store.n_tokens:,} tokens cached"
             progress.update(task, completed=run.step, figures=figures)
+            if not console.is_terminal and run.step % 25 == 0:  # A log file shows no bar.
+                console.print(f"step {run.step}: {figures}")
 
         training.train(plan, store, train_folder(data, plan), report)
 

@@ -15,6 +15,7 @@ def card(metrics: dict[str, Any]) -> str:
     measured = "\n".join(
         _row(name, metrics["held_out"][name], metrics["recovery"].get(name)) for name in metrics["held_out"]
     )
+    n_met = latents["n_tokens"] + latents["n_sinks"]
     sources = "\n".join(f"| {name} | {source.licence} | {source.use} |" for name, source in SOURCES.items())
     return f"""# SAE of {metrics["model"]} at `{metrics["hook_name"]}`
 
@@ -35,9 +36,9 @@ entries of the shipped JumpReLU and those of BatchTopK, as trained, in batches o
 
 - Latents that fire on none of {latents["n_tokens"]:,} tokens (held-out and training): {latents["never_fires"]:.1%}. Silent in
   the last {training["silent_after"]} training batches of {training["batch"]:,} tokens: {training["silent"]:.1%}.
-- Sinks: position 0 and tokens of norm above {metrics["sink_ratio"]:g} × the median ({latents["n_sinks"]} of
-  {latents["n_tokens"] + latents["n_sinks"]:,} past position 0) are in no figure, mean or example. With them let in, the strongest
-  token is a sink for {latents["topped_by_sink"]} of the 20 latents most active on chat.
+- Sinks: position 0 and tokens of norm above {metrics["sink_ratio"]:g} × the median ({latents["n_sinks"]} of {n_met:,} past
+  position 0) are in no figure, mean or example. Were they let in, the strongest token would be a sink for
+  {latents["topped_by_sink"]} of the 20 latents most active on chat.
 - Typical norm of the stream (median): {latents["median_norm"]:.1f}.
 
 ## How it was trained
@@ -54,7 +55,8 @@ tokens. W_enc and W_dec are fp16, the rest fp32; nothing needs normalising befor
 | file | content |
 |---|---|
 | `cfg.json`, `sae_weights.safetensors` | the SAE, SAELens v6: W_enc [576, L], W_dec [L, 576], b_enc, b_dec, threshold |
-| `stats.safetensors` | `mean_activation_vector` [576], `median_norm`, and per latent `density_text`, `density_chat`, `max_activation`, `mean_activation` (when firing) |
+| `stats.safetensors` | of the stream: `mean_activation_vector` [576], `median_norm`; per latent [L]: `density_text`, \
+`density_chat` (part of the tokens it fires on), `max_activation`, `mean_activation` (when firing) |
 | `top_contexts.jsonl.gz` | per latent up to 4 excerpts: activation, tokens before, token, tokens after |
 | `metrics.json` | the measurements above |
 

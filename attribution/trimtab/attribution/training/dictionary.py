@@ -79,7 +79,7 @@ def batch_top_k(z_TL: torch.Tensor, k: int, near: float) -> tuple[Entries, float
     n_tokens, n_latents = z_TL.shape
     n_kept = k * n_tokens
     flat = z_TL.view(-1)
-    floor = max(0.6 * near, 0.0)
+    floor = max(0.85 * near, 0.0)
     at = (flat > floor).nonzero().squeeze(1)
     while len(at) < n_kept and floor > 0.0:
         floor = 0.5 * floor if floor > 1e-3 else 0.0

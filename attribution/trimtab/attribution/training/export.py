@@ -23,9 +23,11 @@ from trimtab.attribution.training.train import Run, Store
 
 __all__ = ["export"]
 
-_CALIBRATION_TOKENS = 40_960
-_LATENT_SHARDS = 14
-_SPLICED_TOKENS = 6_000
+_CALIBRATION_TOKENS = 20_480
+_LATENT_SHARDS = 6
+_MEASURED_TOKENS = 16_384
+"""Most held-out tokens of a kind to measure reconstruction on."""
+_SPLICED_TOKENS = 3_000
 
 
 def export(data: DataPlan, plan: TrainPlan, folder: Path, progress: Progress) -> None:
@@ -58,7 +60,7 @@ def export(data: DataPlan, plan: TrainPlan, folder: Path, progress: Progress) ->
     held_out, recovered = {}, {}
     tokens = _tokens_by_kind(cached)
     for name, members in kinds.items():
-        h_TD = torch.cat([tokens[kind] for kind in members if kind in tokens])
+        h_TD = torch.cat([tokens[kind][:_MEASURED_TOKENS] for kind in members])
         task = progress.add_task(f"reconstruction: {name}", total=len(h_TD))
         held_out[name] = reconstruction(
             sae,

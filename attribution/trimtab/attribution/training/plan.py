@@ -23,7 +23,7 @@ class DataPlan:
 
     text_tokens: int = 800_000
     dialogue_tokens: int = 480_000
-    n_samples: int = 1_920
+    n_samples: int = 672
     max_new_tokens: int = 120
     seed: int = 7
 
@@ -35,6 +35,10 @@ class TrainPlan:
     n_latents: int = 8192
     k: int = 58
     """Latents active per token, on average over a batch (BatchTopK)."""
+    k_first: int = 230
+    """`k` of the first step, falling evenly to `k`: all latents learn something before they compete."""
+    k_falls: int = 120
+    """Steps in which it falls."""
     batch: int = 2048
     """Tokens per step."""
     steps: int = 2000

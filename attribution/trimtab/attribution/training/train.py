@@ -67,7 +67,7 @@ class Run:
     step: int
     seen: int
     lowest: float
-    """Running mean of the smallest activation kept, in scaled units."""
+    """Smallest activation kept in the last step, in scaled units."""
     silent_for: torch.Tensor
     """[L] steps since each latent last fired."""
     order: torch.Tensor
@@ -120,7 +120,8 @@ def train(plan: TrainPlan, store: Store, folder: Path, report: Callable[[Run, fl
 def _step(run: Run, plan: TrainPlan, x_TD: torch.Tensor) -> float:
     dictionary = run.dictionary
     z_TL = dictionary.encode(x_TD)
-    a, lowest = batch_top_k(z_TL, plan.k, run.lowest)
+    k = plan.k + round((plan.k_first - plan.k) * max(0.0, 1 - run.step / plan.k_falls))
+    a, lowest = batch_top_k(z_TL, k, run.lowest)
     error_TD, loss, grads = gradients(dictionary, x_TD, a)
     run.silent_for += 1
     run.silent_for[a.latent] = 0
@@ -144,7 +145,7 @@ def _step(run: Run, plan: TrainPlan, x_TD: torch.Tensor) -> float:
     W_dec.copy_(normalize(W_dec))
     run.step += 1
     run.seen += len(x_TD)
-    run.lowest = lowest if run.step < 20 else 0.98 * run.lowest + 0.02 * lowest
+    run.lowest = lowest
     return float(loss)
 
 
