@@ -100,6 +100,11 @@ class EditState:
         self._step: list[tuple[str, Request]] = []
         self._active: list[int] = []
 
+    @property
+    def n_requests(self) -> int:
+        """Steered requests in flight."""
+        return len(self._requests)
+
     def arrive(self, request_id: str, wire: Any, n_prompt: int) -> None:
         """A request with a plan is scheduled for the first time in this worker."""
         if request_id in self._requests and self._requests[request_id].n_prompt == n_prompt:

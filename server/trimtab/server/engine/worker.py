@@ -100,6 +100,7 @@ class Steering:
             "layers": sorted(state.layers) if state else [],
             "calls": {str(layer): entry.calls for layer, entry in state.layers.items()} if state else {},
             "bundles": sorted(state.tables.bundles) if state else [],
+            "requests": state.n_requests if state else 0,
         }
 
 

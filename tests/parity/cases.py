@@ -1,0 +1,165 @@
+"""The (edit, prompt) cases of the parity tests: every operation, unit, scope, several latents, several layers, dense vectors."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trimtab.attribution.bundle import (
+    Bundle,
+    Header,
+    LatentRecord,
+    ModelIdentity,
+    RecommendedEdit,
+    SAEIdentity,
+    VectorRecord,
+)
+from trimtab.server.plan import Plan, compile_plan
+from trimtab.server.steering import parse_steering
+
+N_LATENTS = 8
+MODEL = ModelIdentity(
+    id="embedded",
+    architecture="LlamaForCausalLM",
+    d_model=576,
+    n_layers=30,
+    fingerprint="sha256:any",
+    tokenizer="sha256:any",
+)
+RESID_NORM = {0: 15.0, 3: 60.0, 14: 160.0, 29: 160.0}
+"""Typical ‖h‖ of the embedded model, by layer."""
+
+PROMPTS = {
+    "short": "The capital of France is",
+    "story": "Once upon a time, in a village by the sea, there lived a",
+    "one": "Hello",
+    "chat": "<|im_start|>user\nHow do I bake bread?<|im_end|>\n<|im_start|>assistant\n",
+    "long": "A trim tab is the small surface on the edge of a rudder: a tiny edit there turns the whole ship. " * 6
+    + "It",
+}
+
+
+def steering_bundle(name: str, layer: int, seed: int) -> Bundle:
+    """Random rows that fire on real activations: readers near their own directions, thresholds of a JumpReLU."""
+    rng = np.random.default_rng(seed)
+    scale = RESID_NORM[layer] / 160.0
+    decoder = rng.standard_normal((N_LATENTS, MODEL.d_model)).astype(np.float32)
+    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
+    encoder = (0.9 * decoder + 0.01 * rng.standard_normal(decoder.shape)).astype(np.float32)
+    vectors = rng.standard_normal((2, MODEL.d_model)).astype(np.float32)
+    latents = tuple(
+        LatentRecord(latent=100 + i, attribution=0.1, max_activation=20.0 * scale) for i in range(N_LATENTS)
+    )
+    header = Header(
+        name=name,
+        behaviour="random rows, for parity",
+        created="2026-11-22T00:00:00Z",
+        model=MODEL,
+        sae=SAEIdentity(id="random", digest="sha256:random", d_sae=1000),
+        layer=layer,
+        resid_norm=RESID_NORM[layer],
+        latents=latents,
+        vectors=tuple(
+            VectorRecord(name=v, source="random", norm=float(np.linalg.norm(vectors[i]))) for i, v in enumerate("uv")
+        ),
+        edits=(
+            RecommendedEdit(latent=100, operation="add", amount=0.3, unit="resid_norm"),
+            RecommendedEdit(latent=101, operation="clamp", amount=1.5, unit="max_act", scope="completion"),
+            RecommendedEdit(vector="u", operation="project", scope="prompt"),
+        ),
+    )
+    return Bundle(
+        header,
+        decoder=decoder,
+        encoder=encoder,
+        bias=np.full(N_LATENTS, -0.2 * scale, np.float32),
+        threshold=np.linspace(0, 2 * scale, N_LATENTS, dtype=np.float32),
+        baseline=rng.standard_normal(N_LATENTS).astype(np.float32) * scale,
+        vectors=vectors,
+    )
+
+
+@lru_cache
+def bundles() -> dict[str, Bundle]:
+    """The bundles of the cases, by name."""
+    return {f"l{layer}": steering_bundle(f"l{layer}", layer, layer) for layer in RESID_NORM}
+
+
+class Case(NamedTuple):
+    """One request."""
+
+    name: str
+    prompt: str
+    steering: dict[str, Any] | None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The compiled plan; None when unsteered."""
+        return None if self.steering is None else compile_plan(parse_steering(self.steering), bundles())
+
+
+def _case(name: str, prompt: str, *edits: dict[str, Any], **steering: Any) -> Case:
+    return Case(name, prompt, {"edits": list(edits), **steering})
+
+
+def edit(
+    operation: str, value: float | None = None, *, at: int = 14, scope: str = "all", **more: Any
+) -> dict[str, Any]:
+    """The JSON of an edit; `more` names the latent or vector, the unit, the strength."""
+    field = {"add": "amount", "clamp": "target", "scale": "factor"}.get(operation)
+    first = more.pop("first_token", False)
+    target = {} if "vector" in more or "latent" in more else {"latent": 100}
+    number = {field: value} if field else {}
+    return (
+        {"bundle": f"l{at}", "operation": operation, "scope": {"tokens": scope, "first_token": first}}
+        | target
+        | number
+        | more
+    )
+
+
+STEERED = (
+    _case("add", "short", edit("add", 60.0)),
+    _case("add in units of the residual norm", "story", edit("add", 0.4, unit="resid_norm")),
+    _case("add in units of the largest activation", "chat", edit("add", 2.0, unit="max_act")),
+    _case("add to one token", "one", edit("add", 60.0)),
+    _case("add, negative strength", "long", edit("add", 60.0, strength=-0.7)),
+    _case("add, request strength", "chat", edit("add", 80.0), strength=0.5),
+    _case("add at the first layer", "story", edit("add", 8.0, at=0)),
+    _case("add at the last layer", "short", edit("add", 60.0, at=29)),
+    _case("ablate", "story", edit("ablate")),
+    _case("ablate all latents", "long", *(edit("ablate", latent=100 + i) for i in range(N_LATENTS))),
+    _case("clamp up", "short", edit("clamp", 50.0)),
+    _case("clamp to zero", "chat", edit("clamp", 0.0, latent=102)),
+    _case("clamp several", "long", *(edit("clamp", 20.0 + i, latent=100 + i) for i in range(4))),
+    _case("scale up", "chat", edit("scale", 6.0)),
+    _case("scale to zero", "long", edit("scale", 0.0)),
+    _case("project a latent", "short", edit("project")),
+    _case("project a vector", "long", edit("project", vector="v")),
+    _case("add a vector", "story", edit("add", 3.0, vector="u")),
+    _case("prompt only, add", "long", edit("add", 60.0, scope="prompt")),
+    _case("prompt only, project", "story", edit("project", scope="prompt")),
+    _case("completion only, add", "long", edit("add", 60.0, scope="completion")),
+    _case("completion only, clamp", "chat", edit("clamp", 50.0, scope="completion")),
+    _case(
+        "scopes of its own for each edit",
+        "chat",
+        edit("add", 50.0, scope="prompt"),
+        edit("clamp", 40.0, scope="completion", latent=101),
+        edit("ablate", latent=102),
+    ),
+    _case("first token too, add", "story", edit("add", 60.0, first_token=True)),
+    _case("first token too, prompt", "chat", edit("scale", 2.0, scope="prompt", first_token=True)),
+    _case("two layers", "long", edit("add", 20.0, at=3), edit("clamp", 40.0)),
+    _case(
+        "every layer with a bundle",
+        "story",
+        edit("scale", 2.0, at=0),
+        edit("ablate", at=3),
+        edit("add", 40.0),
+        edit("project", vector="u", at=29, scope="completion"),
+    ),
+    Case("recommended", "chat", {"bundle": "l14", "strength": 0.8}),
+    Case("recommended, long", "long", {"bundle": "l3"}),
+)
+UNSTEERED = tuple(Case(f"unsteered, {name}", name, None) for name in PROMPTS)

@@ -1,0 +1,129 @@
+"""Blocks are shared between requests exactly where the same edits touched the same positions; every warm answer equals its cold one."""
+
+import itertools
+
+import pytest
+
+from tests.parity.cases import PROMPTS, bundles, edit
+from tests.parity.engine import ENGINE, Answer, Engine
+from trimtab.server.engine import proof
+from trimtab.server.plan import Plan, compile_plan
+from trimtab.server.steering import parse_steering
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+BLOCK = ENGINE["block_size"]
+LONG = PROMPTS["long"]
+
+
+def plan(*edits: dict[str, object]) -> Plan:
+    return compile_plan(parse_steering({"edits": list(edits)}), bundles())
+
+
+ADD = plan(edit("add", 60.0))
+CLAMP = plan(edit("clamp", 50.0))
+PROMPT = plan(edit("add", 60.0, scope="prompt"))
+COMPLETION = plan(edit("add", 60.0, scope="completion"))
+LAST_LAYER = plan(edit("add", 60.0, at=29))
+
+
+def same(a: Answer, b: Answer) -> bool:
+    close = all(abs(x - y) <= 1e-4 for x, y in zip(a.logprobs, b.logprobs, strict=True))
+    return a.tokens == b.tokens and close
+
+
+def check(answer: Answer, wanted: Plan | None) -> None:
+    if wanted is not None:
+        proof.verify(wanted, answer.proof, len(answer.prompt), [len(answer.tokens)])
+
+
+def test_any_order_on_one_prompt_equals_cold_runs(engine: Engine) -> None:
+    kinds = {"plain": None, "add": ADD, "clamp": CLAMP, "prompt": PROMPT, "completion": COMPLETION, "last": LAST_LAYER}
+    cold = {}
+    for name, wanted in kinds.items():
+        engine.cold()
+        (cold[name],) = engine.ask([(LONG, wanted)])
+        assert cold[name].cached == 0
+    assert len({tuple(answer.tokens) for answer in cold.values()}) > 3
+    for order in (
+        list(kinds),
+        list(reversed(kinds)),
+        ["add", "plain", "completion", "plain", "add", "prompt", "clamp"],
+    ):
+        engine.cold()
+        for name in order:
+            (warm,) = engine.ask([(LONG, kinds[name])])
+            assert same(warm, cold[name]), f"{name} in {order}"
+            check(warm, kinds[name])
+
+
+@pytest.mark.parametrize("first", ["plain", "steered"])
+def test_steered_and_unsteered_share_no_block_after_the_first_edit(engine: Engine, first: str) -> None:
+    engine.cold()
+    for wanted in (None, ADD) if first == "plain" else (ADD, None):
+        (answer,) = engine.ask([(LONG, wanted)])
+        assert answer.cached == 0
+
+
+def test_completion_scope_shares_the_plain_prompt(engine: Engine) -> None:
+    engine.cold()
+    (before,) = engine.ask([(LONG, None)])
+    whole = (len(before.prompt) - 1) // BLOCK * BLOCK
+    assert whole >= 3 * BLOCK
+    (answer,) = engine.ask([(LONG, COMPLETION)])
+    assert answer.cached == whole
+    (after,) = engine.ask([(LONG, None)])
+    assert after.cached == whole
+    assert same(after, before)
+
+
+def test_the_same_plan_shares_its_blocks_and_the_proof_counts_them_apart(engine: Engine) -> None:
+    engine.cold()
+    (cold,) = engine.ask([(LONG, ADD)])
+    (warm,) = engine.ask([(LONG, ADD)])
+    whole = (len(cold.prompt) - 1) // BLOCK * BLOCK
+    assert (cold.cached, warm.cached) == (0, whole)
+    assert cold.proof is not None
+    assert warm.proof is not None
+    before, after = (answer.proof["hook_points"]["blocks.14.resid_post"] for answer in (cold, warm) if answer.proof)
+    n_edited = len(cold.prompt) - 2  # all but position 0 and the last, which is the first completion token
+    assert (before["prompt_tokens"], before["cached_prompt_tokens"]) == (n_edited, 0)
+    assert (after["prompt_tokens"], after["cached_prompt_tokens"]) == (n_edited - (whole - 1), whole - 1)
+    assert before["completion_tokens"] == after["completion_tokens"] == len(cold.tokens)
+
+
+def test_the_next_turn_of_a_prompt_scoped_plan_does_not_reuse_the_unedited_answer(engine: Engine) -> None:
+    """The answer of one turn is prompt in the next: same plan, same tokens, other edits on the same positions."""
+    engine.cold()
+    (first,) = engine.ask([(LONG, PROMPT)], n_tokens=80)
+    following = first.prompt + first.tokens + first.prompt[:9]
+    (warm,) = engine.ask([(following, PROMPT)])
+    shared = (len(first.prompt) - 1) // BLOCK * BLOCK
+    assert warm.cached == shared
+    engine.cold()
+    (cold,) = engine.ask([(following, PROMPT)])
+    assert same(warm, cold)
+    check(warm, PROMPT)
+
+
+def test_the_next_turn_of_an_all_scoped_plan_reuses_the_edited_answer(engine: Engine) -> None:
+    engine.cold()
+    (first,) = engine.ask([(LONG, ADD)], n_tokens=80)
+    following = first.prompt + first.tokens + first.prompt[:9]
+    (warm,) = engine.ask([(following, ADD)])
+    assert warm.cached >= (len(first.prompt) + 79) // BLOCK * BLOCK
+    engine.cold()
+    (cold,) = engine.ask([(following, ADD)])
+    assert same(warm, cold)
+    check(warm, ADD)
+
+
+def test_requests_of_one_batch_do_not_mix(engine: Engine) -> None:
+    engine.cold()
+    plans = [None, ADD, COMPLETION, PROMPT, None, ADD]
+    first = engine.ask([(LONG, wanted) for wanted in plans])
+    second = engine.ask([(LONG, wanted) for wanted in plans])
+    for wanted, before, after in zip(plans, first, second, strict=True):
+        assert same(before, after)
+        check(after, wanted)
+    for (i, a), (j, b) in itertools.combinations(enumerate(plans), 2):
+        assert (first[i].tokens == first[j].tokens) or a is not b
