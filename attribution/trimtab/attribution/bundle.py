@@ -15,6 +15,7 @@ and row i of the first five belongs to `header.latents[i]`, row j of `vectors` t
 import hashlib
 import json
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = [
     "Header",
     "LatentRecord",
     "ModelIdentity",
+    "Name",
     "RecommendedEdit",
     "SAEIdentity",
     "VectorRecord",
@@ -239,8 +241,10 @@ class Bundle:
                 os.fsync(f.fileno())
             partial.replace(path)
         except OSError as e:
-            partial.unlink(missing_ok=True)
             raise BundleError(f"cannot write bundle {path}: {e.strerror}; choose a folder you can write to") from e
+        finally:
+            with suppress(OSError):  # Gone already when it became the bundle.
+                partial.unlink()
 
     @classmethod
     def load(cls, path: Path) -> "Bundle":

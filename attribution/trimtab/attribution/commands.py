@@ -7,6 +7,7 @@ stderr and exit code 2; nothing is left half-written.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -68,14 +69,19 @@ def attribute(
     with _refusals():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from trimtab.attribution.errors import PairsError
+        from trimtab.attribution.errors import SettingsError
         from trimtab.attribution.pairs import shipped_pairs
         from trimtab.attribution.run import Settings
         from trimtab.attribution.run import attribute as run
         from trimtab.attribution.sae import shipped_sae
 
         if pairs is not None and behaviour is None:
-            raise PairsError("say in one sentence what the positive completions of your pairs do: --behaviour '…'")
+            raise SettingsError("say in one sentence what the positive completions of your pairs do: --behaviour '…'")
+        _check_writable(out)
+        command = ["trimtab", "attribute", "--out", str(out), "--model", model, "--top", str(top)]
+        given = {"pairs": pairs, "sae": sae, "name": name, "behaviour": behaviour, "amount": amount}
+        for option, value in {**given, "operation": operation, "unit": unit, "scope": scope}.items():
+            command += [] if value is None else [f"--{option}", str(value)]
         settings = Settings(
             pairs=pairs or shipped_pairs(),
             sae=sae or shipped_sae(),
@@ -87,7 +93,7 @@ def attribute(
             unit=unit,
             scope=scope,
             top=top,
-            command=shlex.join(["trimtab", "attribute", *sys.argv[2:]]),
+            command=shlex.join(command),
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -96,7 +102,7 @@ def attribute(
     if as_json:
         _print_json(result.bundle)
     else:
-        console = Console()
+        console = _console()
         console.print(_table(result.bundle))
         _print_controls(console, result)
         console.print(f"{out}: {result.bundle.content_hash}", soft_wrap=True)
@@ -122,7 +128,7 @@ def show(
         _print_json(loaded)
         return
     header = loaded.header
-    console = Console()
+    console = _console()
     console.print(f"[bold]{header.name}[/bold]: {header.behaviour}", highlight=False)
     console.print(
         f"{header.model.id} ({header.model.architecture}, d_model {header.model.d_model}), {header.hook_point}, "
@@ -140,6 +146,20 @@ def show(
 @bundle.callback()
 def _group() -> None:
     """Keeps `show` a sub-command while it is the only one."""
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse a place that cannot be written to before minutes of work, and without touching it."""
+    from trimtab.attribution.errors import SettingsError
+
+    ancestor = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.is_dir() or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise SettingsError(f"cannot write {out}; give --out a file in a folder that you can write to")
+
+
+def _console() -> Console:
+    """Standard output; wide enough for the tables when it goes to a file."""
+    return Console(width=None if sys.stdout.isatty() else 132)
 
 
 def _print_json(loaded: Bundle) -> None:

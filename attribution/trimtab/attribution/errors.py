@@ -3,11 +3,12 @@
 AttributionError
 ├── PairsError      a pair file that cannot be read; names the file and the line
 ├── SAEError        an SAE folder that cannot be read, or that does not fit the model or the formula
+├── SettingsError   the run is asked for something that cannot be done
 ├── ModelError      a model folder that cannot be read, or whose blocks are not where they should be
 └── SelectionError  too few pairs, or no latent that passes the selection
 """
 
-__all__ = ["AttributionError", "ModelError", "PairsError", "SAEError", "SelectionError"]
+__all__ = ["AttributionError", "ModelError", "PairsError", "SAEError", "SelectionError", "SettingsError"]
 
 
 class AttributionError(ValueError):
@@ -20,6 +21,10 @@ class PairsError(AttributionError):
 
 class SAEError(AttributionError):
     """An SAE cannot be read exactly, or belongs to a model of another shape."""
+
+
+class SettingsError(AttributionError):
+    """An option is missing, contradicts another, or names a place that cannot be written to."""
 
 
 class ModelError(AttributionError):

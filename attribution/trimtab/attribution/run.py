@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from rich.progress import Progress
 from torch import Tensor
 
@@ -25,13 +26,14 @@ from trimtab.attribution.bundle import (
     Bundle,
     Header,
     LatentRecord,
+    Name,
     RecommendedEdit,
     SAEIdentity,
     VectorRecord,
     now,
 )
 from trimtab.attribution.edit import Operation, Rows, project_rows
-from trimtab.attribution.errors import SelectionError
+from trimtab.attribution.errors import SettingsError
 from trimtab.attribution.gradients import Scope, Trace, traces
 from trimtab.attribution.model import SplitModel, identify, load_tokenizer
 from trimtab.attribution.pairs import load_pairs, split, tokenise
@@ -108,7 +110,7 @@ def attribute(settings: Settings, progress: Progress) -> Result:
         AttributionError: the pairs, the SAE or the model cannot be used; the message says what to do.
     """
     started = time.monotonic()
-    edit = _check_edit(settings)
+    edit = _check(settings)
     file = load_pairs(settings.pairs)
     train, held_out = split(file.pairs, settings.held_out)
     sae = SAE.load(settings.sae)
@@ -226,8 +228,14 @@ def attribute(settings: Settings, progress: Progress) -> Result:
     return Result(bundle, effects, controls, scores)
 
 
-def _check_edit(settings: Settings) -> RecommendedEdit:
-    """The recommended edit, on a latent to be named."""
+def _check(settings: Settings) -> RecommendedEdit:
+    """The recommended edit, on a latent to be named; what the bundle would refuse in the end is refused at once."""
+    try:
+        TypeAdapter(Name).validate_python(settings.name)
+    except ValueError as e:
+        raise SettingsError(
+            f"{settings.name!r} cannot name a bundle; use at most 64 letters, digits, '.', '_' and '-', a letter or digit first"
+        ) from e
     try:
         return RecommendedEdit(
             latent=0,
@@ -238,7 +246,7 @@ def _check_edit(settings: Settings) -> RecommendedEdit:
         )
     except ValueError as e:
         needs = "takes no amount" if settings.operation in ("ablate", "project") else "needs an amount"
-        raise SelectionError(
+        raise SettingsError(
             f"operation {settings.operation} {needs}; give --amount with add, clamp and scale alone"
         ) from e
 
