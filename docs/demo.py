@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +25,6 @@ from typing import Any, NamedTuple
 
 import openai
 from rich.console import Console
-from rich.padding import Padding
 
 from trimtab.client import Applied, NotAppliedError, Steering, require_applied
 
@@ -57,7 +57,8 @@ ASKS = (
     Ask("another prompt, steered: must not change", OTHER, 1.0),
 )
 N_TOKENS = 48
-console = Console(highlight=False, soft_wrap=False)
+console = Console(highlight=False, soft_wrap=True)
+WIDTH = 104
 
 
 class DemoError(Exception):
@@ -211,11 +212,14 @@ def _say(text: str) -> None:
 
 
 def _show(ask: Ask, reply: Any) -> None:
-    console.print(
-        f"\n{ask.title}" + (f" (strength {ask.strength:g})" if ask.strength is not None else ""), style="cyan"
-    )
-    console.print(Padding(f"{ask.prompt}\n→ {' '.join(_text(reply).split())}", (0, 0, 0, 3)), markup=False)
-    console.print(Padding(_proof(Applied.of(reply)), (0, 0, 0, 3)), style="dim", markup=False)
+    console.print(f"\n{ask.title}" + (f", strength {ask.strength:g}" if ask.strength is not None else ""), style="cyan")
+    console.print(f"    {ask.prompt}", markup=False)
+    console.print(_wrapped(f"→ {' '.join(_text(reply).split())}"), markup=False)
+    console.print(_wrapped(_proof(Applied.of(reply))), style="dim", markup=False)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="      ")
 
 
 def _proof(applied: Applied) -> str:
