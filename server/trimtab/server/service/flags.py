@@ -1,8 +1,10 @@
 """The engine flags after `--`: vLLM's own parser, and a refusal of every flag that this server would ignore or cannot honour."""
 
+import json
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vllm.config import ModelConfig  # noqa: F401 — resolves the platform before the parser asks for it
@@ -53,15 +55,15 @@ KVCACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 DRAIN_SECONDS = 30
 
 
-def parse(flags: Sequence[str], *, model: str, served: str) -> tuple[Namespace, list[str]]:
-    """vLLM's arguments for the model in folder (or of hub id) `model`, and what was chosen for the caller, for people.
+def parse(flags: Sequence[str], *, model: Path, served: str) -> tuple[Namespace, list[str]]:
+    """vLLM's arguments for the model in folder `model`, and what was chosen for the caller, for people.
 
     Raises:
         Unsupported: a flag that vLLM does not know, or that would be ignored, or would break steering; all of them at once.
     """
     args = _parser().parse_args(list(flags))
     _refuse(args)
-    args.model = model
+    args.model = str(model)
     args.served_model_name = [served]
     args.api_server_count = 1
     try:
@@ -111,4 +113,12 @@ def _defaults(args: Namespace, flags: Sequence[str]) -> list[str]:
         if not any(flag.lstrip("-").replace("_", "-").endswith("enforce-eager") for flag in flags):
             args.enforce_eager = True
             chosen.append("--enforce-eager (compiling takes minutes on a CPU; --no-enforce-eager does it)")
+        if args.dtype == "auto" and _is_float32(Path(args.model)):
+            args.dtype = "float32"
+            chosen.append("--dtype float32 (that of the weights, and of attribution; vLLM would make it bfloat16)")
     return chosen
+
+
+def _is_float32(folder: Path) -> bool:
+    config = json.loads((folder / "config.json").read_text())
+    return config.get("dtype", config.get("torch_dtype")) == "float32"

@@ -230,12 +230,16 @@ async def _checked(result: Awaitable[Any]) -> Any:
     try:
         return await result
     except EngineDeadError as e:
-        raise Refused(Problem(503, "engine_dead", "the engine has stopped; this server is restarting")) from e
+        raise Refused(
+            Problem(503, "engine_dead", "the engine has stopped, and so does this server; ask again once it is back")
+        ) from e
     except Exception as e:
         error = create_error_response(e).error
-        if error.code >= 500:
+        message = error.message
+        if error.code == 500:
             log.exception("a generation failed")
-        raise Refused(of_vllm(error.code, error.message, error.param)) from e
+            message = f"the engine failed on this request ({type(e).__name__}); the server's log has the cause"
+        raise Refused(of_vllm(error.code, message, error.param)) from e
 
 
 async def _unless_gone(request: Request, result: Any) -> Any:

@@ -45,7 +45,7 @@ def run(ready: Preflight) -> int:
     """
     settings = ready.settings
     pin.check()
-    args, chosen = flags.parse(settings.engine_flags, model=str(ready.folder), served=settings.served_name)
+    args, chosen = flags.parse(settings.engine_flags, model=ready.folder, served=settings.served_name)
     if chosen:
         settings.say(f"on this CPU: {', '.join(chosen)}")
     _load_parsers(args)
