@@ -88,7 +88,8 @@ class Plan(NamedTuple):
         bounds = [row.window.bounds(n_prompt) for row in self.rows]
         cuts = sorted({lo for lo, _ in bounds} | {hi for _, hi in bounds if hi is not None})
         segments = []
-        for lo, hi in zip(cuts, [*cuts[1:], None], strict=True):
+        ends: list[int | None] = [*cuts[1:], None]
+        for lo, hi in zip(cuts, ends, strict=False):  # without rows there are no cuts, and an end too many
             here = (row for row, (a, b) in zip(self.rows, bounds, strict=True) if a <= lo and (b is None or lo < b))
             # The window is not part of what the rows do here: blanked, so that prompt, completion and all share slots and blocks.
             rows = tuple(sorted(row._replace(window=_ANYWHERE) for row in here))
