@@ -1,4 +1,4 @@
-"""Blocks are shared between requests exactly where the same edits touched the same positions; every warm answer equals its cold one."""
+"""Blocks are shared exactly where the same edits touched the same positions; every warm answer equals its cold one."""
 
 import itertools
 

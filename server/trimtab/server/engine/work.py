@@ -83,6 +83,12 @@ class LayerWork:
                 if counts[u] > LONG_ROWS and rows is not None:
                     self._long.append((rows, (slot_N == u).nonzero().squeeze(1).to(device)))
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """How the latents are summed."""
+        ways = (("dense", self._dense), ("padded", self._padded), ("long", self._long))
+        return tuple(name for name, way in ways if way)
+
     def apply(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         """Edit `hidden` in place; ‖Δ‖/‖h‖ of every edited row [N]."""
         part = hidden[self._span] if self._span is not None else hidden.index_select(0, self._rows_N)

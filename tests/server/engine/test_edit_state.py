@@ -1,0 +1,203 @@
+"""A worker's state: rows by absolute position, each counted once, and no failure that is not told."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.bundles import random_bundle
+from trimtab.server.engine import proof
+from trimtab.server.engine.edit_state import EditState
+from trimtab.server.engine.tables import Tables
+from trimtab.server.plan import Plan, compile_plan
+from trimtab.server.steering import parse_steering
+
+CALM, KIND = random_bundle(name="calm", layer=1), random_bundle(name="kind", layer=2, seed=1)
+FAR = random_bundle(name="far", seed=9)
+D = CALM.header.model.d_model
+LAYERS = (0, 1, 2)
+
+
+def plan(*edits: dict[str, Any]) -> Plan:
+    return compile_plan(parse_steering({"edits": list(edits)}), {"calm": CALM, "kind": KIND})
+
+
+def edit(scope: str = "all", bundle: str = "calm", **more: Any) -> dict[str, Any]:
+    return {"bundle": bundle, "operation": "add", "latent": 7, "amount": 1.0, "scope": {"tokens": scope}} | more
+
+
+ALL, PROMPT, COMPLETION = plan(edit()), plan(edit("prompt")), plan(edit("completion"))
+BOTH = plan(edit("prompt"), edit("completion", "kind"))
+
+
+@pytest.fixture
+def state() -> EditState:
+    return fresh()
+
+
+def fresh(n_slots: int = 8) -> EditState:
+    tables = Tables(torch.device("cpu"), n_slots)
+    tables.load(CALM)
+    tables.load(KIND)
+    return EditState(LAYERS, tables)
+
+
+def step(state: EditState, *requests: tuple[str, int, int]) -> tuple[dict[int, set[int]], dict[str, dict[str, Any]]]:
+    """Run (request, first position, tokens) as one forward: the edited rows by layer, and the proofs."""
+    n = sum(length for _, _, length in requests)
+    state.prepare([r for r, _, _ in requests], [a for _, a, _ in requests], [length for _, _, length in requests])
+    edited = {}
+    for layer in LAYERS:
+        hidden = torch.ones(n, D)
+        state.run(layer, hidden, torch.ones(n, D))
+        edited[layer] = {i for i in range(n) if not torch.equal(hidden[i], torch.ones(D))}
+    return edited, state.collect()()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows"),
+    [
+        (ALL, {1, 2, 3, 4, 5, 6}),
+        (PROMPT, {1, 2, 3, 4}),
+        (COMPLETION, {5, 6}),
+        (
+            plan(edit(scope_first := "prompt", latent=7) | {"scope": {"tokens": scope_first, "first_token": True}}),
+            {0, 1, 2, 3, 4},
+        ),
+    ],
+)
+def test_a_scope_edits_its_positions(state: EditState, wanted: Plan, rows: set[int]) -> None:
+    state.arrive("r", wanted.wire(), 6)
+    edited, _ = step(state, ("r", 0, 7))
+    assert edited == {0: set(), 1: rows, 2: set()}
+
+
+def test_each_edit_has_its_own_scope_and_layer(state: EditState) -> None:
+    state.arrive("r", BOTH.wire(), 6)
+    edited, _ = step(state, ("r", 0, 6))
+    assert edited == {0: set(), 1: {1, 2, 3, 4}, 2: {5}}
+
+
+def test_rows_of_other_requests_are_left_alone(state: EditState) -> None:
+    state.arrive("r", ALL.wire(), 3)
+    edited, proofs = step(state, ("a", 0, 5), ("r", 0, 3), ("b", 7, 1))
+    assert edited[1] == {6, 7}
+    assert set(proofs) == {"r"}
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.sampled_from([ALL, PROMPT, COMPLETION, BOTH]),
+    st.integers(1, 30),
+    st.integers(1, 10),
+    st.lists(st.integers(1, 9), max_size=40),
+    st.randoms(use_true_random=False),
+)
+def test_any_chunking_and_any_preemption_count_each_position_once(
+    wanted: Plan, n_prompt: int, n_completion: int, chunks: list[int], random: Any
+) -> None:
+    state = fresh()
+    state.arrive("r", wanted.wire(), n_prompt)
+    end, position, proofs = n_prompt - 1 + n_completion, 0, {}
+    for chunk in [*chunks, end]:
+        if position and random.random() < 0.2:
+            position = 0  # preempted: all of it is computed again
+        n = min(chunk, end - position)
+        if n > 0:
+            _, proofs = step(state, ("r", position, n))
+            position += n
+    if position < end:
+        _, proofs = step(state, ("r", position, end - position))
+    proof.verify(wanted, proofs.get("r"), n_prompt, [n_completion])
+
+
+@given(st.integers(2, 40), st.data())
+def test_cached_positions_are_counted_apart(n_prompt: int, data: st.DataObject) -> None:
+    state = fresh()
+    cached = data.draw(st.integers(0, n_prompt - 1))
+    state.arrive("r", ALL.wire(), n_prompt)
+    _, proofs = step(state, ("r", cached, n_prompt - cached))
+    point = proofs["r"]["hook_points"]["blocks.1.resid_post"]
+    assert point["cached_prompt_tokens"] == max(0, cached - 1)
+    proof.verify(ALL, proofs["r"], n_prompt, [1])
+
+
+def test_a_hook_that_was_not_called_is_a_failure(state: EditState) -> None:
+    state.arrive("r", ALL.wire(), 4)
+    state.prepare(["r"], [0], [4])
+    assert "not called" in state.collect()()["r"]["failure"]
+
+
+def test_an_edit_that_raises_is_a_failure_and_edits_nothing(state: EditState) -> None:
+    state.arrive("r", ALL.wire(), 4)
+    state.prepare(["r"], [0], [4])
+    hidden = torch.ones(4, D + 1)
+    state.run(1, hidden, None)
+    assert torch.equal(hidden, torch.ones(4, D + 1))
+    assert "layer 1" in state.collect()()["r"]["failure"]
+
+
+def test_nan_in_the_stream_is_a_failure(state: EditState) -> None:
+    state.arrive("r", ALL.wire(), 4)
+    state.prepare(["r"], [0], [4])
+    state.run(1, torch.full((4, D), torch.nan), None)
+    assert "NaN" in state.collect()()["r"]["failure"]
+
+
+@pytest.mark.parametrize(
+    ("wire", "message"),
+    [
+        ("{}", "cannot read"),
+        (
+            compile_plan(parse_steering({"bundle": "far"}), {"far": random_bundle(layer=1, name="far", seed=9)}).wire(),
+            "not loaded",
+        ),
+        (Plan.of([row._replace(layer=9) for row in ALL.rows]).wire(), "not hooked"),
+    ],
+)
+def test_what_a_worker_cannot_apply_is_a_failure(state: EditState, wire: str, message: str) -> None:
+    state.arrive("r", wire, 4)
+    state.arrive("other", ALL.wire(), 4)
+    edited, proofs = step(state, ("r", 0, 4), ("other", 0, 4))
+    assert message in proofs["r"]["failure"]
+    assert edited[1] == {5, 6, 7}
+    proof.verify(ALL, proofs["other"], 4, [1])
+
+
+def test_slots_never_run_out() -> None:
+    state = fresh(n_slots=2)
+    plans = [plan(edit(amount=float(i + 1))) for i in range(9)]
+    for i, wanted in enumerate(plans):
+        state.arrive(f"r{i}", wanted.wire(), 2)
+    for position, n in ((0, 2), (2, 1), (3, 1)):
+        _, proofs = step(state, *((f"r{i}", position, n) for i in range(9)))
+    for i, wanted in enumerate(plans):
+        proof.verify(wanted, proofs[f"r{i}"], 2, [3])
+
+
+def test_a_finished_request_is_forgotten_and_its_name_may_come_again(state: EditState) -> None:
+    state.arrive("r", ALL.wire(), 4)
+    step(state, ("r", 0, 4))
+    state.finish(["r", "never"])
+    assert state.n_requests == 0
+    state.arrive("r", PROMPT.wire(), 5)
+    _, proofs = step(state, ("r", 0, 5))
+    proof.verify(PROMPT, proofs["r"], 5, [1])
+
+
+def test_a_step_without_steered_rows_touches_no_tensor(state: EditState) -> None:
+    state.arrive("r", COMPLETION.wire(), 9)
+    state.prepare(["r", "plain"], [0, 3], [4, 1])
+    state.run(1, None, None)  # type: ignore[arg-type]
+    assert state.collect()()["r"]["failure"] is None
+
+
+def test_the_work_of_a_steady_batch_is_reused(state: EditState) -> None:
+    state.arrive("r", ALL.wire(), 2)
+    step(state, ("r", 0, 2))
+    step(state, ("r", 2, 1))
+    first = state.layers[1].last
+    step(state, ("r", 3, 1))
+    assert state.layers[1].last is first
