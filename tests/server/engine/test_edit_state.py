@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.bundles import random_bundle
 from trimtab.server.engine import proof
+from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.tables import Tables
 from trimtab.server.plan import Plan, compile_plan
@@ -32,16 +33,18 @@ ALL, PROMPT, COMPLETION = plan(edit()), plan(edit("prompt")), plan(edit("complet
 BOTH = plan(edit("prompt"), edit("completion", "kind"))
 
 
-@pytest.fixture
-def state() -> EditState:
-    return fresh()
+@pytest.fixture(params=["host", "device"])
+def state(request: pytest.FixtureRequest) -> EditState:
+    return fresh(graphs=request.param == "device")
 
 
-def fresh(n_slots: int = 8) -> EditState:
-    tables = Tables(torch.device("cpu"), n_slots)
+def fresh(n_slots: int = 8, *, graphs: bool = False) -> EditState:
+    """With `graphs`, the state that a CUDA graph needs, its buffers on the host."""
+    cpu = torch.device("cpu")
+    tables = Tables(cpu, n_slots)
     tables.load(CALM)
     tables.load(KIND)
-    return EditState(LAYERS, tables)
+    return EditState(LAYERS, tables, DevicePath(LAYERS, D, n_slots, 64, cpu) if graphs else None)
 
 
 def step(state: EditState, *requests: tuple[str, int, int]) -> tuple[dict[int, set[int]], dict[str, dict[str, Any]]]:
@@ -166,8 +169,12 @@ def test_what_a_worker_cannot_apply_is_a_failure(state: EditState, wire: str, me
     proof.verify(ALL, proofs["other"], 4, [1])
 
 
-def test_slots_never_run_out() -> None:
-    state = fresh(n_slots=2)
+@pytest.mark.parametrize(("n_slots", "graphs"), [(2, False), (9, True)])
+def test_slots_never_run_out(n_slots: int, graphs: bool) -> None:
+    state = fresh(n_slots, graphs=graphs)
+    for old in range(20):
+        state.arrive(f"old{old}", plan(edit(amount=-float(old + 1))).wire(), 2)
+        step(state, (f"old{old}", 0, 2))
     plans = [plan(edit(amount=float(i + 1))) for i in range(9)]
     for i, wanted in enumerate(plans):
         state.arrive(f"r{i}", wanted.wire(), 2)
@@ -187,14 +194,16 @@ def test_a_finished_request_is_forgotten_and_its_name_may_come_again(state: Edit
     proof.verify(PROMPT, proofs["r"], 5, [1])
 
 
-def test_a_step_without_steered_rows_touches_no_tensor(state: EditState) -> None:
+def test_a_step_without_steered_rows_touches_no_tensor() -> None:
+    state = fresh()
     state.arrive("r", COMPLETION.wire(), 9)
     state.prepare(["r", "plain"], [0, 3], [4, 1])
     state.run(1, None, None)  # type: ignore[arg-type]
     assert state.collect()()["r"]["failure"] is None
 
 
-def test_the_work_of_a_steady_batch_is_reused(state: EditState) -> None:
+def test_the_work_of_a_steady_batch_is_reused() -> None:
+    state = fresh()
     state.arrive("r", ALL.wire(), 2)
     step(state, ("r", 0, 2))
     step(state, ("r", 2, 1))

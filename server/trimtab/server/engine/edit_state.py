@@ -8,14 +8,15 @@ request as a failure, travels with its proof, and the reply fails closed.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from trimtab.server.engine.device_path import DevicePath, Span, to_host
 from trimtab.server.engine.tables import Tables
 from trimtab.server.engine.wire import decode, segments, stop
 from trimtab.server.engine.work import LayerWork, Piece, key
@@ -81,20 +82,26 @@ class _Layer:
     """One hooked layer."""
 
     calls: int = 0
+    pieces: tuple[Piece, ...] = ()
+    """What this step edits."""
+    counts: list[_Count] = field(default_factory=list)
     work: LayerWork | None = None
     """None: nothing to edit in this step."""
-    counts: list[_Count] = field(default_factory=list)
     ratio_N: Tensor | None = None
     """‖Δ‖/‖h‖ of the edited rows; None until the operator has run in this step."""
     last: LayerWork | None = None
-    """The previous step's, reused while the batch stays the same."""
+    """The previous step's work, reused while the batch stays the same."""
 
 
 class EditState:
-    """Everything the operator and the runner adapters share in one worker."""
+    """Everything the operator and the runner adapters share in one worker.
 
-    def __init__(self, layers: Sequence[int], tables: Tables) -> None:
+    With a `DevicePath` the operator decides nothing on the host, as a CUDA graph needs; without one it runs the `LayerWork`.
+    """
+
+    def __init__(self, layers: Sequence[int], tables: Tables, path: DevicePath | None = None) -> None:
         self.tables = tables
+        self.path = path
         self.layers = {layer: _Layer() for layer in layers}
         self._requests: dict[str, Request] = {}
         self._step: list[tuple[str, Request]] = []
@@ -136,11 +143,25 @@ class EditState:
             for row in segment.rows
         )
 
+    def unload(self, content_hash: str) -> bool:
+        """Whether the bundle was dropped; False while a live request's plan names it."""
+        if any(r.bundle == content_hash for q in self._requests.values() for s in q.segments for r in s.rows):
+            return False
+        self.tables.unload(content_hash)
+        if self.path is not None:
+            self.path.forget()
+        return True
+
     def idle(self) -> None:
         """The next forward edits nothing."""
+        self._reset()
+        if self.path is not None:
+            self.path.write(())
+
+    def _reset(self) -> None:
         for layer in self._active:
             state = self.layers[layer]
-            state.work, state.ratio_N, state.counts = None, None, []
+            state.work, state.ratio_N, state.pieces, state.counts = None, None, (), []
         self._active = []
         self._step = []
 
@@ -149,40 +170,51 @@ class EditState:
         self.idle()
         if not self._requests:
             return
-        pieces: dict[int, list[Piece]] = {}
-        counts: dict[int, list[_Count]] = {}
+        try:
+            self._prepare(request_ids, starts, lengths)
+        except Exception as e:  # noqa: BLE001 - told to every steered request of the step through its proof
+            _log.exception("trimtab: a step could not be prepared")
+            step = [(r, self._requests[r]) for r in request_ids if r in self._requests]
+            self.idle()
+            self._step = step
+            for _, request in step:
+                request.failure = f"the step could not be prepared: {type(e).__name__}: {e}"
+
+    def _prepare(self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> None:
+        spans: list[tuple[Span, _Count]] = []
         row = 0
         for request_id, first, n in zip(request_ids, starts, lengths, strict=True):
             request = self._requests.get(request_id)
             if request is not None:
                 self._step.append((request_id, request))
-                self._list(request, int(first), int(first) + int(n), row - int(first), pieces, counts)
-            row += int(n)
+                spans += self._spans(request, first, first + n, row - first)
+            row += n
+        if self.path is not None:
+            self.path.write([span for span, _ in spans])
+        pieces: dict[int, list[Piece]] = {}
+        for span, count in spans:
+            for layer, rows in span.slot.items():
+                pieces.setdefault(layer, []).append(Piece(rows, span.start, span.stop))
+                self.layers[layer].counts.append(count)
+        self._active = list(pieces)
         for layer, found in pieces.items():
             state = self.layers[layer]
-            last = state.last
-            if last is None or last.key != key(found):
-                state.last = last = LayerWork(found, self.tables.device)
-            state.work, state.counts = last, counts[layer]
-            self._active.append(layer)
+            state.pieces = tuple(found)
+            if self.path is None:
+                if state.last is None or state.last.key != key(found):
+                    state.last = LayerWork(found, self.tables.device)
+                state.work = state.last
 
-    def _list(
-        self,
-        request: Request,
-        start: int,
-        end: int,
-        offset: int,
-        pieces: dict[int, list[Piece]],
-        counts: dict[int, list[_Count]],
-    ) -> None:
-        """List the pieces of positions [start, end), which are rows [start + offset, end + offset)."""
+    def _spans(self, request: Request, start: int, end: int, offset: int) -> list[tuple[Span, _Count]]:
+        """What to edit in positions [start, end), which are rows [start + offset, end + offset)."""
         known = request.high_water
         request.high_water = max(known, end)
+        found: list[tuple[Span, _Count]] = []
         if request.failure is not None:
-            return
+            return found
         for segment in request.segments:
             if start > known and (skipped := min(stop(segment), start) - max(segment.lo, known)) > 0:
-                for layer in {r.layer for r in segment.rows}:
+                for layer in {row.layer for row in segment.rows}:
                     request.tallies[layer].cached += skipped
             lo, hi = max(segment.lo, start), min(stop(segment), end)
             if lo >= hi:
@@ -191,22 +223,27 @@ class EditState:
                 slot = self.tables.slot(segment)
             except KeyError as e:
                 request.failure = f"bundle {e.args[0]} is not loaded in this worker"
-                return
+                return []
+            request.failure = self.path.misfit(slot) if self.path is not None else None
+            if request.failure is not None:
+                return []
             new = max(lo, known)
             prompt = max(0, min(hi, request.n_prompt - 1) - new)
             count = _Count(request, prompt, max(0, hi - new) - prompt)
-            for layer, rows in slot.items():
-                pieces.setdefault(layer, []).append(Piece(rows, lo + offset, hi + offset))
-                counts.setdefault(layer, []).append(count)
+            found.append((Span(segment.key, slot, lo + offset, hi + offset), count))
+        return found
 
     def run(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         """The operator's body: edit this layer's rows of this step, if any."""
         state = self.layers[layer]
         state.calls += 1
-        if state.work is None:
+        if self.path is None and state.work is None:
             return
         try:
-            state.ratio_N = state.work.apply(hidden, residual)
+            if self.path is not None:
+                self.path.apply(layer, hidden, residual)
+            elif state.work is not None:
+                state.ratio_N = state.work.apply(hidden, residual)
         except Exception as e:  # noqa: BLE001 - told to every request of this layer through its proof
             _log.exception("trimtab: the edit of layer %d failed", layer)
             for count in state.counts:
@@ -217,32 +254,33 @@ class EditState:
         if not self._step:
             return dict
         step = self._step
-        done = [
-            (layer, state.work, state.counts, _to_host(state.ratio_N))
-            for layer in self._active
-            if (state := self.layers[layer]).work is not None
-        ]
-        self.idle()
+        done = [(layer, self.layers[layer].pieces, self.layers[layer].counts) for layer in self._active]
+        ratios: Callable[[], Mapping[int, NDArray[np.float32] | None]]
+        if self.path is not None:
+            ratios = self.path.ratios({layer: pieces for layer, pieces, _ in done})
+        else:
+            waiting = {layer: _to_host(self.layers[layer].ratio_N) for layer in self._active}
+            ratios = lambda: {layer: wait() for layer, wait in waiting.items()}  # noqa: E731
+        self._reset()
 
         def proofs() -> dict[str, dict[str, Any]]:
-            for layer, work, counts, ratio in done:
-                _tally(layer, work, counts, ratio())
+            found = ratios()
+            for layer, pieces, counts in done:
+                _tally(layer, pieces, counts, found[layer])
             return {request_id: request.proof() for request_id, request in step}
 
         return proofs
 
 
-def _tally(layer: int, work: LayerWork | None, counts: list[_Count], ratio_N: Any) -> None:
-    if work is None:
-        return
-    if ratio_N is None:
+def _tally(layer: int, pieces: Sequence[Piece], counts: list[_Count], ratio_N: NDArray[np.float32] | None) -> None:
+    if ratio_N is None or (ratio_N < 0).any():
         for count in counts:
             count.request.failure = (
                 count.request.failure or f"the hook of layer {layer} was not called in a step that needed it"
             )
         return
-    ends = np.cumsum([piece.stop - piece.start for piece in work.pieces])
-    largest = np.maximum.reduceat(ratio_N, [0, *ends[:-1]]).tolist()
+    starts = np.cumsum([0, *(piece.stop - piece.start for piece in pieces[:-1])])
+    largest = np.maximum.reduceat(ratio_N, starts).tolist()
     for count, norm in zip(counts, largest, strict=True):
         tally = count.request.tallies[layer]
         if not math.isfinite(norm):
@@ -253,19 +291,9 @@ def _tally(layer: int, work: LayerWork | None, counts: list[_Count], ratio_N: An
         tally.max_relative_norm = max(tally.max_relative_norm, norm)
 
 
-def _to_host(ratio_N: Tensor | None) -> Callable[[], Any]:
+def _to_host(ratio_N: Tensor | None) -> Callable[[], NDArray[np.float32] | None]:
     """Start copying to the host; the result waits for it."""
     if ratio_N is None:
         return lambda: None
-    if ratio_N.device.type == "cpu":
-        host = ratio_N.numpy()
-        return lambda: host
-    copy = ratio_N.to("cpu", non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-
-    def wait() -> Any:
-        event.synchronize()
-        return copy.numpy()
-
-    return wait
+    copy = to_host(ratio_N)
+    return lambda: copy().numpy()

@@ -100,8 +100,13 @@ def patch_scheduler() -> None:
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         proofs: dict[str, dict[str, Any]] = getattr(model_runner_output, "trimtab", None) or {}
-        # A stop string is found in the front end, after the fact: such a request carries its proof on every output.
-        watched = {r for r in proofs if (request := self.requests.get(r)) and request.sampling_params.stop}
+        # A stop string is found in the front end, after the fact, and a failure should not wait for the end of a stream: such
+        # a request carries its proof on every output.
+        watched = {
+            r
+            for r, proof in proofs.items()
+            if proof["failure"] or ((request := self.requests.get(r)) and request.sampling_params.stop)
+        }
         result = original(self, scheduler_output, model_runner_output)
         if proofs:
             for batch in result.values():

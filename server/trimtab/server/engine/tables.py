@@ -27,6 +27,8 @@ class SlotRows(NamedTuple):
     """Σ α_i d_i; None when it is zero throughout."""
     latents: Rows | None
     """The rows with β ≠ 0, their α moved into `add_D`; None when there are none."""
+    names: tuple[tuple[str, str, int], ...] = ()
+    """(bundle, source, row) of each of `latents`."""
 
 
 class Tables:
@@ -86,7 +88,8 @@ class Tables:
         if bool(reads_K.any()):
             kept = Rows(*(getattr(rows, f)[reads_K] for f in Rows.__dataclass_fields__))
             latents = Rows(torch.zeros_like(kept.alpha_K), kept.beta_K, kept.e_KD, kept.b_K, kept.theta_K, kept.d_KD)
-        return SlotRows(add_D, latents)
+        names = tuple((row.bundle, row.source, row.row) for row in plan_rows if row.beta != 0)
+        return SlotRows(add_D, latents, names)
 
     def _row(self, row: PlanRow) -> Rows:
         source = self.bundles[row.bundle][row.source]

@@ -13,6 +13,7 @@ import torch
 
 from trimtab.attribution.bundle import Bundle, BundleError
 from trimtab.server.engine import layers, op, runner_v1, runner_v2
+from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.pin import PLUGIN_VERSION, VLLM_VERSION
 from trimtab.server.engine.tables import Tables
@@ -34,11 +35,6 @@ class Steering:
         self.state: EditState | None = None
         config = worker.vllm_config
         try:
-            if torch.device(worker.device).type != "cpu" and not config.model_config.enforce_eager:
-                raise Unsupported(
-                    "CUDA graphs replay without the plugin's host side, which chooses the rows of a step; "
-                    "start with --enforce-eager"
-                )
             self.state = self._install(worker.model_runner, config)
         except Unsupported as e:
             self.refusal = e.message
@@ -51,14 +47,19 @@ class Steering:
             if "forward" in vars(point.module):
                 raise Unsupported(f"layer {point.layer}'s forward was replaced (weight offloading); start without it")
         n_slots = _SLOTS_PER_REQUEST * config.scheduler_config.max_num_seqs
-        state = EditState([point.layer for point in points], Tables(torch.device(runner.device), n_slots))
+        device, numbers = torch.device(runner.device), [point.layer for point in points]
+        path = None
+        if device.type != "cpu" and not config.model_config.enforce_eager:
+            n_rows = config.scheduler_config.max_num_batched_tokens
+            path = DevicePath(numbers, config.model_config.get_hidden_size(), n_slots, n_rows, device)
+        state = EditState(numbers, Tables(device, n_slots), path)
         adapter = runner_v2 if hasattr(runner, "gather_batch_req_state") else runner_v1
         adapter.install(runner, state)
         op.bind(state)
         for point in points:
             op.attach(point)
         # A graph compiled without the plugin must never be loaded with it: the identity is part of the compile-cache key.
-        identity = {"plugin": PLUGIN_VERSION, "op": op.SCHEMA_VERSION, "layers": [point.layer for point in points]}
+        identity = {"plugin": PLUGIN_VERSION, "op": op.SCHEMA_VERSION, "layers": numbers}
         config.additional_config = {**(config.additional_config or {}), "trimtab": identity}
         return state
 
@@ -80,10 +81,7 @@ class Steering:
 
     def unload_bundle(self, content_hash: str) -> bool:
         """Whether it was dropped; False while a running request still uses it."""
-        if self.state is None or self.state.uses(content_hash):
-            return False
-        self.state.tables.unload(content_hash)
-        return True
+        return self.state is not None and self.state.unload(content_hash)
 
     def handshake(self) -> dict[str, Any]:
         """This rank's report; a forward is run first if there was none yet."""
