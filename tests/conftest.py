@@ -86,7 +86,7 @@ def _drains(server: Server) -> None:
     ask = {
         "model": server.model,
         "prompt": "Once upon a time",
-        "max_tokens": 40,
+        "max_tokens": 80,
         "ignore_eos": True,
         "stream": True,
         "steering": {"bundle": "calm"},
@@ -95,9 +95,14 @@ def _drains(server: Server) -> None:
         lines = response.iter_lines()
         next(lines)
         server.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while httpx.get(server.base_url + "/readyz").status_code != 503 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        refused = server.post("/v1/completions", ask)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         events = [line.removeprefix("data: ") for line in lines if line]
     assert events[-1] == "[DONE]"
-    assert json.loads(events[-2])["steering"]["completion_tokens"] == 40
+    assert json.loads(events[-2])["steering"]["completion_tokens"] == 80
     assert server.process.wait(STOP_SECONDS) == 0
     deadline = time.monotonic() + 10
     while any(_runs(pid) for pid in children) and time.monotonic() < deadline:

@@ -48,13 +48,13 @@ def test_strength_zero_is_steered_and_runs_as_plain() -> None:
 )
 def test_a_misspelt_steering_is_refused(name: str) -> None:
     with pytest.raises(InvalidSteering, match="did you mean `steering`") as error:
-        ask(**{name: {"bundle": "calm"}})
+        ask("closed", **{name: {"bundle": "calm"}})
     assert fields_at_fault(error) == [name]
 
 
 @pytest.mark.parametrize("name", ["stream", "stop", "seed", "metadata", "store", "user", "string_id"])
 def test_other_fields_are_not_taken_for_a_misspelling(name: str) -> None:
-    ask(**{name: "x"})
+    ask("closed", **{name: "x"})
 
 
 def test_a_client_cannot_set_what_the_server_derives() -> None:

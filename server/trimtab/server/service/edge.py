@@ -19,10 +19,12 @@ _ECHOED = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Drain:
-    """Whether the server is on its way out; set once."""
+    """A server on its way out: it refuses new work, says that it is not ready, and waits for what it has taken on."""
 
     def __init__(self) -> None:
         self.begun = False
+        self.n_active = 0
+        """POST requests that are being served."""
 
 
 def digest(key: str) -> bytes:
@@ -56,8 +58,15 @@ class Edge:
             await send(message)
 
         problem = self._problem(scope, headers)
-        app = self._app if problem is None else JSONResponse(problem.document, problem.status, problem.headers)
-        await app(scope, receive, named)
+        if problem is not None:
+            await JSONResponse(problem.document, problem.status, problem.headers)(scope, receive, named)
+            return
+        is_work = scope["method"] == "POST"
+        self._drain.n_active += is_work
+        try:
+            await self._app(scope, receive, named)
+        finally:
+            self._drain.n_active -= is_work
 
     def _problem(self, scope: Scope, headers: dict[bytes, str]) -> Problem | None:
         if self._key is not None and scope["path"] not in _OPEN:

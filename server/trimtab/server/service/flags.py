@@ -121,4 +121,4 @@ def _defaults(args: Namespace, flags: Sequence[str]) -> list[str]:
 
 def _is_float32(folder: Path) -> bool:
     config = json.loads((folder / "config.json").read_text())
-    return config.get("dtype", config.get("torch_dtype")) == "float32"
+    return bool(config.get("dtype", config.get("torch_dtype")) == "float32")

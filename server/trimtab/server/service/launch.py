@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import signal
 import sys
 from argparse import Namespace
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
+import uvloop
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
@@ -34,6 +36,7 @@ from trimtab.server.service.preflight import Preflight
 __all__ = ["ENGINE_DIED", "run"]
 
 ENGINE_DIED = 1
+POLL_SECONDS = 0.2
 log = logging.getLogger("trimtab")
 
 
@@ -51,7 +54,7 @@ def run(ready: Preflight) -> int:
     _load_parsers(args)
     cli_env_setup()  # type: ignore[no-untyped-call]
     with _terminable():
-        return asyncio.run(_serve(ready, args))
+        return uvloop.run(_serve(ready, args))
 
 
 def _load_parsers(args: Namespace) -> None:
@@ -108,14 +111,14 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=args.shutdown_timeout,
+                timeout_graceful_shutdown=1,
             )
         )
         n_layers = len(reports[0].get("layers", []))
         settings.say(
             f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(bundles) or 'none'}"
         )
-        return await _until_stopped(server, engine, drain, ready)
+        return await _until_stopped(server, engine, drain, ready, args.shutdown_timeout)
 
 
 @asynccontextmanager
@@ -138,14 +141,18 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _until_stopped(server: _Server, engine: EngineClient, drain: Drain, ready: Preflight) -> int:
+async def _until_stopped(
+    server: _Server, engine: EngineClient, drain: Drain, ready: Preflight, drain_seconds: float
+) -> int:
     settings, sock = ready.settings, ready.sock
     loop = asyncio.get_running_loop()
+    deadline = math.inf
 
     def stop() -> None:
+        nonlocal deadline
         # The first signal lets streams finish, a second one does not.
-        server.force_exit = drain.begun
-        drain.begun = server.should_exit = True
+        deadline = 0.0 if drain.begun else loop.time() + drain_seconds
+        drain.begun = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -156,8 +163,10 @@ async def _until_stopped(server: _Server, engine: EngineClient, drain: Drain, re
     settings.say(f"serving {settings.served_name} on http://{f'[{host}]' if ':' in host else host}:{port}")
     died = False
     while not serving.done():
-        await asyncio.wait((serving,), timeout=1.0)
-        if engine.errored and not died:
+        await asyncio.wait((serving,), timeout=POLL_SECONDS)
+        if drain.begun and (not drain.n_active or loop.time() > deadline):
+            server.should_exit = True
+        if engine.errored and not died and not drain.begun:  # ^C reaches the engine too, and it drains by itself.
             died = server.should_exit = True
             log.error("the engine has stopped; so does this server")
     await serving
