@@ -1,15 +1,14 @@
 """The engine room: a vLLM plugin that edits the residual stream per request, and the proof of what it did.
 
-    plugin        entry point: patches vLLM's classes once per process       pin        the one vLLM release it fits
-    admission     front end: a plan is valid, its bundles are here           bundles    loading bundles into every worker
-    prefix_cache  EngineCore: block keys carry the edit                      proof      what was applied, on the way to the reply
-    worker        worker: install on a loaded model, RPC methods             layers     which layers can be hooked, and how
-    runner_v1/v2  worker: which rows does this step run for which request    edit_state requests and the work of a step
-    tables, work  worker: rows of the formula, and applying them             op         the opaque custom op on each layer
-    handshake     front end: every worker proves that its hooks are called   wire       plans decoded and resolved (pure)
+    every process  plugin: the entry point        pin: the one vLLM release it fits      wire: plans decoded and resolved
+    front end      admission: plans are checked   bundles: loaded into every worker      handshake: every worker proves its hooks
+    EngineCore     prefix_cache: block keys carry the edit                               proof: from the worker to the reply
+    worker         worker: install, RPC methods   layers: which can be hooked, and how   op: the opaque operator on each layer
+                   runner_v1, runner_v2: which rows does this step run, for whom         edit_state: requests, and a step's work
+                   tables: rows of the formula    work: applied to a step's rows         device_path: the same in a CUDA graph
 
-The life of a steered request: 1 `admission` refuses a plan that cannot be served. 2 the scheduler keys its blocks through
-`prefix_cache`. 3 the runner adapter hands it to `EditState`, which resolves its segments. 4 each step `EditState.prepare` lists
-the rows to edit per layer. 5 the op on each listed layer adds the delta and keeps ‖Δ‖/‖h‖. 6 after the step the counts are
-attached to the runner's output. 7 `proof` puts them on the finishing output. 8 `EditState.finish` forgets the request.
+The life of a steered request: 1 `admission` refuses a plan that cannot be served. 2 The scheduler keys its blocks through
+`prefix_cache`. 3 The runner adapter hands it to `EditState`, which resolves its segments. 4 Each step `EditState.prepare` lists
+the rows to edit per layer. 5 The operator on each listed layer adds Δ and keeps ‖Δ‖/‖h‖. 6 After the step the counts are attached
+to the runner's output. 7 `proof` puts them on the finishing output. 8 `EditState.finish` forgets the request.
 """

@@ -4,15 +4,17 @@ A refusal is vLLM's own `VLLMValidationError`, which its HTTP layer answers with
 """
 
 import math
+from collections import Counter
 from typing import Any
 
 from trimtab.server.engine import bundles
+from trimtab.server.engine.device_path import MAX_LATENTS
 from trimtab.server.engine.proof import KEY
 from trimtab.server.engine.wire import decode
 from trimtab.server.errors import InvalidSteering
 from trimtab.server.plan import Plan
 
-__all__ = ["obstacle", "patch", "refusal"]
+__all__ = ["obstacle", "patch", "refusal", "uses_graphs"]
 
 
 def obstacle(config: Any) -> str | None:
@@ -70,9 +72,20 @@ def _misfit(plan: Plan, config: Any) -> str | None:
             return f"the plan names {row.source} row {row.row} of bundle {bundle.name!r}, which holds {n} (0..{n - 1})"
         if row.source == "vector" and row.beta:
             return f"the plan reads an activation of a dense vector of bundle {bundle.name!r}, which has none"
-        if row.layer < 0 or not all(map(math.isfinite, (row.alpha, row.beta))):
+        if not all(map(math.isfinite, (row.alpha, row.beta))):
             return f"the plan has an impossible row {row}; make it with compile_plan"
+    most = max(Counter(row.layer for row in plan.rows if row.beta).values(), default=0)
+    if most > MAX_LATENTS and uses_graphs(config):
+        return (
+            f"the plan reads {most} latents at one hook point; with CUDA graphs at most {MAX_LATENTS} fit: name fewer, or start "
+            "with --enforce-eager"
+        )
     return None
+
+
+def uses_graphs(config: Any) -> bool:
+    """Whether an engine of this `VllmConfig` may replay the edit in a CUDA graph."""
+    return config.device_config.device_type != "cpu" and not config.model_config.enforce_eager
 
 
 def patch() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from trimtab.attribution.bundle import Bundle, BundleError
 from trimtab.server.engine import layers, op, runner_v1, runner_v2
+from trimtab.server.engine.admission import uses_graphs
 from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.pin import PLUGIN_VERSION, VLLM_VERSION
@@ -49,7 +50,7 @@ class Steering:
         n_slots = _SLOTS_PER_REQUEST * config.scheduler_config.max_num_seqs
         device, numbers = torch.device(runner.device), [point.layer for point in points]
         path = None
-        if device.type != "cpu" and not config.model_config.enforce_eager:
+        if uses_graphs(config):
             n_rows = config.scheduler_config.max_num_batched_tokens
             path = DevicePath(numbers, config.model_config.get_hidden_size(), n_slots, n_rows, device)
         state = EditState(numbers, Tables(device, n_slots), path)

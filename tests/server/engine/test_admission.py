@@ -1,0 +1,79 @@
+"""An engine that cannot steer, or cannot run a plan, says so before the request exists for the scheduler."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.bundles import random_bundle
+from trimtab.server.engine import admission, bundles
+from trimtab.server.plan import compile_plan
+from trimtab.server.steering import parse_steering
+
+CALM = random_bundle(layer=1)
+PLAN = compile_plan(parse_steering({"bundle": "calm"}), {"calm": CALM})
+
+
+def config(**changes: Any) -> Any:
+    fields = {
+        "model_config": SimpleNamespace(
+            runner_type="generate",
+            enforce_eager=False,
+            hf_text_config=SimpleNamespace(num_hidden_layers=3),
+            get_hidden_size=lambda: CALM.header.model.d_model,
+        ),
+        "parallel_config": SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False, prefill_context_parallel_size=1),
+        "device_config": SimpleNamespace(device_type="cpu"),
+        "speculative_config": None,
+        "kv_transfer_config": None,
+    }
+    found = SimpleNamespace(**fields)
+    for path, value in changes.items():
+        owner, _, name = path.rpartition("__")
+        setattr(getattr(found, owner) if owner else found, name, value)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = bundles.Loaded("calm", 1, CALM.header.model.d_model, 3, 1)
+    monkeypatch.setattr(bundles, "_loaded", {CALM.content_hash: known})
+
+
+def test_a_plan_of_loaded_bundles_is_admitted() -> None:
+    assert admission.refusal(PLAN.wire(), config()) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_config__runner_type": "pooling"}, "only text generation"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
+        ({"parallel_config__enable_dbo": True}, "dual-batch overlap"),
+        ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
+        ({"speculative_config": object()}, "speculative decoding"),
+        ({"kv_transfer_config": object()}, "external KV store"),
+    ],
+)
+def test_an_engine_that_cannot_steer_refuses_every_plan(change: dict[str, Any], message: str) -> None:
+    assert message in (admission.refusal(PLAN.wire(), config(**change)) or "")
+
+
+def test_another_model_is_refused() -> None:
+    shallow = config()
+    shallow.model_config.hf_text_config.num_hidden_layers = 1
+    assert "this model has 1 layers" in (admission.refusal(PLAN.wire(), shallow) or "")
+
+
+def test_more_latents_than_a_graph_holds_are_refused_where_there_are_graphs() -> None:
+    wide = random_bundle(layer=1)
+    rows = [row for row in PLAN.rows if row.beta][:1] * 17
+    plan = type(PLAN).of([row._replace(beta=-1.0 - i) for i, row in enumerate(rows)])
+    assert wide.content_hash == CALM.content_hash
+    assert admission.refusal(plan.wire(), config()) is None
+    graphs = config(device_config__device_type="cuda")
+    assert "at most 16 fit" in (admission.refusal(plan.wire(), graphs) or "")
+    assert (
+        admission.refusal(plan.wire(), config(device_config__device_type="cuda", model_config__enforce_eager=True))
+        is None
+    )
