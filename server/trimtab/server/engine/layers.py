@@ -24,13 +24,19 @@ Kind = Literal["pair", "single", "decoy", "alone"]
 
 _MODELS = "vllm.model_executor.models."
 KINDS: dict[str, Kind] = {
-    # Verified by parity with transformers on the real engine (SmolLM2).
+    # By parity with transformers on the real engine (SmolLM2).
     _MODELS + "llama.LlamaDecoderLayer": "pair",
-    # Read by hand in vLLM 0.32, and run on tiny random models in the study that preceded this plugin.
+    # By parity on tiny random models, in the study before this plugin.
     _MODELS + "gemma3.Gemma3DecoderLayer": "pair",
     _MODELS + "gpt2.GPT2Block": "single",
     _MODELS + "commandr.CohereDecoderLayer": "decoy",
+    # By reading their forward in vLLM 0.32, line for line that of Llama or Gemma 3; not run here.
+    _MODELS + "mistral.MistralDecoderLayer": "pair",
+    _MODELS + "qwen2.Qwen2DecoderLayer": "pair",
+    _MODELS + "qwen3.Qwen3DecoderLayer": "pair",
+    _MODELS + "gemma2.Gemma2DecoderLayer": "pair",
 }
+"""Class of a decoder layer → kind, and how it was verified."""
 
 
 class HookPoint(NamedTuple):
