@@ -58,7 +58,9 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
     environment = {k: v for k, v in os.environ.items() if k != "TRIMTAB_API_KEY"}
     environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as out:
-        process = subprocess.Popen([*command, "--", *flags], stdout=out, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            [*command, "--", *flags], stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
     try:
         running = Server(_address(process, log), "smollm2-135m-instruct", bundle, process, log)
         yield running
@@ -81,7 +83,7 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def _drains(server: Server) -> None:
-    """SIGTERM in the middle of a stream: the stream ends as it should, then the server exits with 0 and no orphan."""
+    """^C in the middle of a stream: the stream ends as it should, then the server exits with 0 and leaves no orphan."""
     children = _descendants(server.process.pid)
     ask = {
         "model": server.model,
@@ -94,7 +96,7 @@ def _drains(server: Server) -> None:
     with httpx.stream("POST", server.base_url + "/v1/completions", json=ask, timeout=STOP_SECONDS) as response:
         lines = response.iter_lines()
         next(lines)
-        server.process.send_signal(signal.SIGTERM)
+        os.killpg(server.process.pid, signal.SIGINT)  # ^C in a terminal reaches the engine's processes too.
         deadline = time.monotonic() + 10
         while httpx.get(server.base_url + "/readyz").status_code != 503 and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -5,9 +5,10 @@ import logging
 import math
 import signal
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
@@ -37,6 +38,7 @@ __all__ = ["ENGINE_DIED", "run"]
 
 ENGINE_DIED = 1
 POLL_SECONDS = 0.2
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger("trimtab")
 
 
@@ -70,16 +72,33 @@ def _load_parsers(args: Namespace) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Until the server listens to signals itself, SIGTERM unwinds like ^C, so that no engine process stays behind."""
+    """Until the server handles signals itself, they unwind the start, so that no engine process stays behind."""
 
     def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt("terminated")
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = [(number, signal.signal(number, interrupt)) for number in STOP_SIGNALS]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _interrupt_is_ours() -> Iterator[None]:
+    """Processes started here never see SIGINT: ^C in a terminal goes to all of a job, and would kill a worker under its streams.
+
+    They inherit this thread's blocked signals; another thread takes the signal for us meanwhile.
+    """
+    done = threading.Event()
+    threading.Thread(target=done.wait, name="sigint", daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        done.set()
 
 
 async def _serve(ready: Preflight, args: Namespace) -> int:
@@ -124,13 +143,15 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
 @asynccontextmanager
 async def _engine(args: Namespace) -> AsyncIterator[EngineClient]:
     """A running engine; whatever happens, its processes are gone afterwards."""
-    try:
-        async with build_async_engine_client(args) as engine:
-            yield engine
-    except RuntimeError as e:
-        if "Engine core initialization failed" not in str(e):
-            raise
-        raise Unsupported("the engine did not start; its own log above says why") from e
+    async with AsyncExitStack() as stack:
+        try:
+            with _interrupt_is_ours():
+                engine = await stack.enter_async_context(build_async_engine_client(args))
+        except RuntimeError as e:
+            if "Engine core initialization failed" not in str(e):
+                raise
+            raise Unsupported("the engine did not start; its own log above says why") from e
+        yield engine
 
 
 class _Server(uvicorn.Server):
@@ -154,7 +175,7 @@ async def _until_stopped(
         deadline = 0.0 if drain.begun else loop.time() + drain_seconds
         drain.begun = True
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
     host, port = sock.getsockname()[:2]
     serving = asyncio.ensure_future(server.serve(sockets=[sock]))
@@ -166,11 +187,11 @@ async def _until_stopped(
         await asyncio.wait((serving,), timeout=POLL_SECONDS)
         if drain.begun and (not drain.n_active or loop.time() > deadline):
             server.should_exit = True
-        if engine.errored and not died and not drain.begun:  # ^C reaches the engine too, and it drains by itself.
+        if engine.errored and not died:
             died = server.should_exit = True
             log.error("the engine has stopped; so does this server")
     await serving
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.remove_signal_handler(number)
     sys.stderr.flush()
     return ENGINE_DIED if died else 0
