@@ -1,4 +1,5 @@
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -85,6 +86,8 @@ def broken(change: str) -> tuple[Run, int]:
             good["hook_points"] = {}
         case "a failure in the worker":
             good["failure"] = "no slot was free"
+        case "a norm that is no number":
+            point["max_relative_norm"] = math.nan
         case "a prompt that did not finish":
             return Run(10, (5,), good), 2
     return Run(10, (5,), good), 1
@@ -101,6 +104,7 @@ def broken(change: str) -> tuple[Run, int]:
         "a sample missed",
         "a hook point missed",
         "a failure in the worker",
+        "a norm that is no number",
         "a prompt that did not finish",
     ],
 )

@@ -1,5 +1,6 @@
 """The `steering` object of a reply: what was applied, once the engine's proof has been checked against the plan. Pure."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +45,9 @@ def applied(plan: Plan, bundles: Sequence[str], runs: Sequence[Run], n_runs: int
         for run in runs:
             verify(plan, run.proof, run.n_prompt, list(run.n_completions))
         points = merge([run.proof for run in runs if run.proof is not None])["hook_points"]
+        for name, point in points.items():
+            if not math.isfinite(point["max_relative_norm"]):
+                raise NotApplied(f"at {name} the edit is {point['max_relative_norm']} times as long as what it edits")
     return {
         **requested(plan, bundles),
         "status": "applied",
