@@ -5,6 +5,7 @@ It must also be refused by the handshake: run with VLLM_PLUGINS set and not nami
 
 import json
 import sys
+from typing import Any
 
 from tests.parity.cases import PROMPTS, UNSTEERED
 from tests.parity.engine import ENGINE, N_TOKENS
@@ -19,10 +20,11 @@ def main() -> None:
     llm = LLM(model=str(model_path()), **ENGINE)
     params = SamplingParams(temperature=0.0, max_tokens=N_TOKENS, logprobs=0, ignore_eos=True)
     outputs = llm.generate([PROMPTS[case.prompt] for case in UNSTEERED], params, use_tqdm=False)
-    answers = {}
+    answers: dict[str, Any] = {}
     for case, output in zip(UNSTEERED, outputs, strict=True):
         sample = output.outputs[0]
-        logprobs = [step[token].logprob for step, token in zip(sample.logprobs, sample.token_ids, strict=True)]
+        steps: Any = sample.logprobs
+        logprobs = [step[token].logprob for step, token in zip(steps, sample.token_ids, strict=True)]
         answers[case.name] = {"tokens": list(sample.token_ids), "logprobs": logprobs}
     try:
         prove_llm(llm)

@@ -103,7 +103,8 @@ def test_any_chunking_and_any_preemption_count_each_position_once(
 ) -> None:
     state = fresh()
     state.arrive("r", wanted.wire(), n_prompt)
-    end, position, proofs = n_prompt - 1 + n_completion, 0, {}
+    proofs: dict[str, Any] = {}
+    end, position = n_prompt - 1 + n_completion, 0
     for chunk in [*chunks, end]:
         if position and random.random() < 0.2:
             position = 0  # preempted: all of it is computed again
