@@ -44,10 +44,11 @@ def applied(plan: Plan, bundles: Sequence[str], runs: Sequence[Run], n_runs: int
             raise NotApplied(f"{len(runs)} of {n_runs} prompts finished; ask again")
         for run in runs:
             verify(plan, run.proof, run.n_prompt, list(run.n_completions))
-        points = merge([run.proof for run in runs if run.proof is not None])["hook_points"]
-        for name, point in points.items():
-            if not math.isfinite(point["max_relative_norm"]):
+        proofs = [run.proof for run in runs if run.proof is not None]
+        for name, point in ((name, point) for proof in proofs for name, point in proof["hook_points"].items()):
+            if not math.isfinite(point["max_relative_norm"]):  # max() would lose a NaN.
                 raise NotApplied(f"at {name} the edit is {point['max_relative_norm']} times as long as what it edits")
+        points = merge(proofs)["hook_points"]
     return {
         **requested(plan, bundles),
         "status": "applied",
