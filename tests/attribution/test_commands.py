@@ -108,7 +108,7 @@ def test_an_sae_of_another_width_is_refused_before_the_model_is_loaded(few_pairs
     [
         (["--pairs", "PAIRS"], "--behaviour"),
         (["--pairs", "nowhere.jsonl", "--behaviour", "x"], "cannot read pairs"),
-        (["--operation", "scale"], "operation scale needs an amount"),
+        (["--operation", "scale"], "operation scale needs a factor"),
         (["--operation", "ablate", "--amount", "2"], "operation ablate takes no amount"),
         (["--sae", "nowhere"], "give a SAELens folder"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),

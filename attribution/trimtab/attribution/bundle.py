@@ -82,11 +82,12 @@ class LatentRecord(_Record):
 
     latent: int = Field(ge=0)
     attribution: Finite
-    """Δ-attribution of the recommended operation: predicted rise of the loss gap, nats per completion token
-    (positive: causes the behaviour)."""
+    """Predicted rise of the loss gap, positive minus negative completions, under the recommended edit; nats per completion
+    token. Above 0 the edit works against the behaviour: it removes a latent that causes it, or turns up one that opposes it."""
     attribution_se: Finite | None = None
     attribution_project: Finite | None = None
-    """Δ-attribution of projecting out to the mean activation: comparable between runs that score other operations."""
+    """The same for projecting out to the mean activation, whatever is recommended: above 0 the latent causes the behaviour,
+    below 0 it opposes it."""
     delta_activation: Finite | None = None
     """Mean activation on positive minus on negative completions, SAE units."""
     effect: Finite | None = None

@@ -56,8 +56,11 @@ def attribute(
     behaviour: Annotated[str | None, typer.Option(help="What the positive completions do, in one sentence.")] = None,
     operation: Annotated[
         Literal["ablate", "scale", "clamp", "add", "project"], typer.Option(help="Operation to score and recommend.")
-    ] = "ablate",
-    amount: Annotated[float | None, typer.Option(help="add: amount; clamp: target; scale: factor.")] = None,
+    ] = "add",
+    amount: Annotated[
+        float | None,
+        typer.Option(help="add: amount; clamp: target; scale: factor.", show_default="add, clamp: 0.2 max_act"),
+    ] = None,
     unit: Annotated[Literal["raw", "max_act"], typer.Option(help="Unit of the amount of add and clamp.")] = "raw",
     scope: Annotated[
         Literal["completion", "all"], typer.Option(help="Tokens that are scored and edited.")
@@ -194,13 +197,13 @@ def _plus_minus(value: float | None, error: float | None) -> str:
 
 
 def _print_controls(console: Console, result: Result) -> None:
-    controls = result.controls
-    mean_random = sum(e.mean for e in controls.random) / len(controls.random)
+    effects = result.effects
+    mean_random = sum(e.mean for e in effects.random) / len(effects.random)
     lines = [
-        *((f"all of them together, strength {s:g}", e) for s, e in controls.together.items()),
-        ("as many random live latents together", controls.random_together),
-        ("as many leaders by Δ-activation together", controls.delta_activation),
-        ("difference in means, subtracted", controls.difference_in_means),
+        *((f"all of them together, strength {s:g}", e) for s, e in effects.together.items()),
+        ("as many random live latents together", effects.random_together),
+        ("as many leaders by Δ-activation together", effects.delta_activation),
+        ("difference in means, subtracted", effects.difference_in_means),
     ]
     table = Table(title="change of the held-out margin (below 0: away from the behaviour)", title_justify="left")
     for column in ("edit", "margin", "loss of positives", "loss of negatives", "largest ‖Δ‖/‖h‖"):

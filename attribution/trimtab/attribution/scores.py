@@ -7,8 +7,9 @@ To first order an edit Δ changes the loss by Σ_t g_t · Δ(h_t). With Δ = (α
 
 so a D × D matrix accumulated once over all tokens scores the projection of *all* latents (Dupré la Tour and Mossing, Dec 2025,
 whose Δ-attribution this is). Sums run over the tokens of a completion, whose loss is a mean per token; completions are averaged;
-**Δ** is positive minus negative. A positive score is a latent that causes the behaviour: without it the loss of the completions
-that show it rises more than the loss of those that do not. Unit: nats per completion token.
+**Δ** is positive minus negative. Above 0 the edit works against the behaviour: the loss of the completions that show it rises
+more than the loss of those that lack it. For an edit that removes, that is a latent which *causes* the behaviour; for one that
+turns up, a latent which *opposes* it. Unit: nats per completion token.
 
 Axes: N tokens of a trace, D d_model, L latents, C chosen latents, P pairs.
 """

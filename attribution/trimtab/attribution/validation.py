@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,13 @@ from trimtab.attribution.model import SplitModel, pad
 from trimtab.attribution.pairs import Completion
 from trimtab.attribution.scores import clustered_se
 
-__all__ = ["Effect", "Margins"]
+__all__ = ["MAX_DAMAGE", "STRENGTHS", "Effect", "Effects", "Margins"]
+
+STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+"""Strengths of the recommended edits at which the margin is measured."""
+MAX_DAMAGE = 0.5
+"""A strength is safe while it raises the cross-entropy of the negative completions by less than this, nats per token. On the
+embedded model sampled text is whole at +0.2, turns into lists at +0.8 and falls apart at +2.4."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,47 @@ class Effect:
     """Change of the negative completions' mean cross-entropy, nats per token: damage, where it is far above 0."""
     max_relative_norm: float
     """Largest ‖Δ‖/‖h‖ over the edited positions."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Every intervention of a run, on the same held-out pairs."""
+
+    each: dict[int, Effect]
+    """Each leading latent under its recommended edit."""
+    together: dict[float, Effect]
+    """The recommended edits together, by strength."""
+    random: tuple[Effect, ...]
+    """The same edit on random live latents, one at a time."""
+    random_together: Effect
+    """The same edit on as many random live latents as lead."""
+    delta_activation: Effect
+    """The same edit on as many leaders by Δ-activation."""
+    difference_in_means: Effect
+    """The difference in means, subtracted once."""
+
+    @property
+    def safe(self) -> tuple[float, float] | None:
+        """(0, the largest measured strength up to which the negative completions stay likely); None where no strength is."""
+        safe = 0.0
+        for strength, effect in sorted(self.together.items()):
+            if effect.negative > MAX_DAMAGE:
+                break
+            safe = strength
+        return (0.0, safe) if safe else None
+
+    def summary(self) -> dict[str, Any]:
+        """The controls as a bundle's provenance records them, nats per token."""
+        return {
+            "together": {f"{strength:g}": round(e.mean, 4) for strength, e in self.together.items()},
+            "together_se": {f"{strength:g}": round(e.se, 4) for strength, e in self.together.items()},
+            "damage": {f"{strength:g}": round(e.negative, 4) for strength, e in self.together.items()},
+            "random_each": round(mean(e.mean for e in self.random), 4),
+            "random_each_sd": round(stdev(e.mean for e in self.random), 4),
+            "random_together": round(self.random_together.mean, 4),
+            "delta_activation_together": round(self.delta_activation.mean, 4),
+            "difference_in_means": round(self.difference_in_means.mean, 4),
+        }
 
 
 class Margins:
