@@ -1,33 +1,10 @@
 """The (edit, prompt) cases of the parity tests: every operation, unit, scope, several latents, several layers, dense vectors."""
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from trimtab.attribution.bundle import (
-    Bundle,
-    Header,
-    LatentRecord,
-    ModelIdentity,
-    RecommendedEdit,
-    SAEIdentity,
-    VectorRecord,
-)
+from tests.parity.rows import N_LATENTS, bundles, real_latents
 from trimtab.server.plan import Plan, compile_plan
 from trimtab.server.steering import parse_steering
-
-N_LATENTS = 8
-MODEL = ModelIdentity(
-    id="embedded",
-    architecture="LlamaForCausalLM",
-    d_model=576,
-    n_layers=30,
-    fingerprint="sha256:any",
-    tokenizer="sha256:any",
-)
-RESID_NORM = {0: 15.0, 3: 60.0, 14: 160.0, 29: 160.0}
-"""Typical ‖h‖ of the embedded model, by layer."""
 
 PROMPTS = {
     "short": "The capital of France is",
@@ -37,52 +14,6 @@ PROMPTS = {
     "long": "A trim tab is the small surface on the edge of a rudder: a tiny edit there turns the whole ship. " * 6
     + "It",
 }
-
-
-def steering_bundle(name: str, layer: int, seed: int) -> Bundle:
-    """Random rows that fire on real activations: readers near their own directions, thresholds of a JumpReLU."""
-    rng = np.random.default_rng(seed)
-    scale = RESID_NORM[layer] / 160.0
-    decoder = rng.standard_normal((N_LATENTS, MODEL.d_model)).astype(np.float32)
-    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
-    encoder = (0.9 * decoder + 0.01 * rng.standard_normal(decoder.shape)).astype(np.float32)
-    vectors = rng.standard_normal((2, MODEL.d_model)).astype(np.float32)
-    latents = tuple(
-        LatentRecord(latent=100 + i, attribution=0.1, max_activation=20.0 * scale) for i in range(N_LATENTS)
-    )
-    header = Header(
-        name=name,
-        behaviour="random rows, for parity",
-        created="2026-11-22T00:00:00Z",
-        model=MODEL,
-        sae=SAEIdentity(id="random", digest="sha256:random", d_sae=1000),
-        layer=layer,
-        resid_norm=RESID_NORM[layer],
-        latents=latents,
-        vectors=tuple(
-            VectorRecord(name=v, source="random", norm=float(np.linalg.norm(vectors[i]))) for i, v in enumerate("uv")
-        ),
-        edits=(
-            RecommendedEdit(latent=100, operation="add", amount=0.3, unit="resid_norm"),
-            RecommendedEdit(latent=101, operation="clamp", amount=1.5, unit="max_act", scope="completion"),
-            RecommendedEdit(vector="u", operation="project", scope="prompt"),
-        ),
-    )
-    return Bundle(
-        header,
-        decoder=decoder,
-        encoder=encoder,
-        bias=np.full(N_LATENTS, -0.2 * scale, np.float32),
-        threshold=np.linspace(0, 2 * scale, N_LATENTS, dtype=np.float32),
-        baseline=rng.standard_normal(N_LATENTS).astype(np.float32) * scale,
-        vectors=vectors,
-    )
-
-
-@lru_cache
-def bundles() -> dict[str, Bundle]:
-    """The bundles of the cases, by name."""
-    return {f"l{layer}": steering_bundle(f"l{layer}", layer, layer) for layer in RESID_NORM}
 
 
 class Case(NamedTuple):
@@ -116,6 +47,11 @@ def edit(
         | number
         | more
     )
+
+
+def real(operation: str, value: float | None = None, *, rank: int = 0, **more: Any) -> dict[str, Any]:
+    """An edit of a latent of the shipped SAE."""
+    return edit(operation, value, latent=real_latents()[rank], **more) | {"bundle": "sae"}
 
 
 STEERED = (
@@ -159,6 +95,11 @@ STEERED = (
         edit("add", 40.0),
         edit("project", vector="u", at=29, scope="completion"),
     ),
+    Case("SAE, its busiest latents ablated", "long", {"bundle": "sae"}),
+    Case("SAE, its busiest latents doubled down", "chat", {"bundle": "sae", "strength": 2.5}),
+    _case("SAE, clamp and scale", "story", real("clamp", 0.5, unit="max_act"), real("scale", 3.0, rank=5)),
+    _case("SAE, project", "chat", *(real("project", rank=rank) for rank in range(8))),
+    _case("SAE beside random rows", "long", real("add", 1.0, unit="max_act", scope="completion"), edit("ablate")),
     Case("recommended", "chat", {"bundle": "l14", "strength": 0.8}),
     Case("recommended, long", "long", {"bundle": "l3"}),
 )

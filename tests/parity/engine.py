@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tests.parity.cases import PROMPTS, Case, bundles
+from tests.parity.cases import PROMPTS, Case
+from tests.parity.rows import bundles
 from trimtab.attribution.embedded import model_path
 from trimtab.server.engine.bundles import register_bundle
 from trimtab.server.engine.handshake import prove_llm

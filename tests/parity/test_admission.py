@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.parity.cases import MODEL, PROMPTS, edit, steering_bundle
-from tests.parity.cases import bundles as known
+from tests.parity.cases import PROMPTS, edit
 from tests.parity.engine import Engine
+from tests.parity.rows import MODEL, steering_bundle
+from tests.parity.rows import bundles as known
 from trimtab.attribution.bundle import Bundle
 from trimtab.server.engine.bundles import register_bundle
 from trimtab.server.engine.handshake import prove_llm

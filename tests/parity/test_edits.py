@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.parity.cases import PROMPTS, STEERED, UNSTEERED, Case, bundles
+from tests.parity.cases import PROMPTS, STEERED, UNSTEERED, Case
 from tests.parity.engine import Answer, Engine
+from tests.parity.rows import bundles
 from trimtab.server.engine import proof
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from tests.parity.cases import PROMPTS, bundles, edit
+from tests.parity.cases import PROMPTS, edit
 from tests.parity.engine import ENGINE, Answer, Engine
+from tests.parity.rows import bundles
 from trimtab.server.engine import proof
 from trimtab.server.plan import Plan, compile_plan
 from trimtab.server.steering import parse_steering

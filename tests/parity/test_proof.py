@@ -2,8 +2,9 @@
 
 import pytest
 
-from tests.parity.cases import PROMPTS, bundles, edit
+from tests.parity.cases import PROMPTS, edit
 from tests.parity.engine import Engine
+from tests.parity.rows import bundles
 from trimtab.server.engine import proof
 from trimtab.server.errors import NotApplied
 from trimtab.server.plan import Plan, compile_plan
