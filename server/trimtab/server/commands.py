@@ -68,7 +68,4 @@ def serve(
     except (TrimtabError, BundleError, FingerprintError, EmbeddedModelError) as e:
         say(str(e))
         raise typer.Exit(REFUSED) from None
-    except KeyboardInterrupt:
-        say("stopped before it was ready")
-        raise typer.Exit(130) from None
     raise typer.Exit(code)

@@ -32,6 +32,7 @@ class ScriptedEngine:
             if self.error is not None:
                 raise self.error
             last = i == len(WORDS) - 1
+            tells = self.proof is not None and (last or self.proof["failure"] is not None)
             yield RequestOutput(
                 request_id=request_id,
                 prompt=None,
@@ -39,7 +40,7 @@ class ScriptedEngine:
                 prompt_logprobs=None,
                 outputs=[CompletionOutput(0, word, [i], None, None, finish_reason="stop" if last else None)],
                 finished=last,
-                kv_transfer_params={"trimtab": self.proof} if last and self.proof is not None else None,
+                kv_transfer_params={"trimtab": self.proof} if tells else None,
             )
 
 
@@ -62,8 +63,11 @@ class ScriptedServing:
         return CompletionResponse(model="m", choices=[choice], usage=UsageInfo(), kv_transfer_params=passed_on)
 
     async def _stream(self, outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[str, None]:
-        async for output in outputs:
-            said = output.outputs[0]
-            chunk = {"choices": [{"text": said.text, "finish_reason": said.finish_reason}]}
-            yield f"data: {json.dumps(chunk)}\n\n"
+        try:
+            async for output in outputs:
+                said = output.outputs[0]
+                chunk = {"choices": [{"text": said.text, "finish_reason": said.finish_reason}]}
+                yield f"data: {json.dumps(chunk)}\n\n"
+        except Exception as e:  # noqa: BLE001 — vLLM's own stream tells its reader of every error.
+            yield f"data: {json.dumps({'error': {'message': str(e), 'param': None, 'code': 500}})}\n\n"
         yield "data: [DONE]\n\n"

@@ -100,6 +100,24 @@ def test_a_stream_that_was_not_steered_as_asked_never_finishes() -> None:
     assert service.count("trimtab_requests_total", status="not_applied") == 1
 
 
+FAILED = {**proof(), "failure": "no slot was free"}
+
+
+def test_a_failure_in_the_worker_ends_the_request_before_another_token() -> None:
+    service = Service(ScriptedEngine(FAILED))
+    assert service.post().json()["error"]["code"] == "steering_not_applied"
+    told = events(service.post(stream=True).text)
+    assert [event["error"]["code"] for event in told] == ["steering_not_applied"]
+    assert service.count("trimtab_steering_mismatch_total") == 2
+    assert service.count("trimtab_requests_total", status="not_applied") == 2
+
+
+def test_a_failure_in_the_worker_is_told_at_the_end_to_those_open_to_it() -> None:
+    reply = Service(ScriptedEngine(FAILED)).post(steering={**STEERING, "on_failure": "open"})
+    assert reply.json()["steering"]["status"] == "failed_open"
+    assert "no slot was free" in reply.json()["steering"]["reason"]
+
+
 def test_a_stream_open_to_failure_says_so_at_its_end() -> None:
     told = events(Service(ScriptedEngine(None)).post(stream=True, steering={**STEERING, "on_failure": "open"}).text)
     assert told[-1] == "[DONE]"

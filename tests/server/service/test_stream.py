@@ -16,14 +16,16 @@ def chunk(text: str = "", finish: str | None = None, index: int = 0, **fields: A
 USAGE = {"id": "1", "choices": [], "usage": {"completion_tokens": 2}}
 
 
-async def play(*documents: dict[str, Any], closing: Any = lambda: TOTALS, done: bool = True) -> list[Any]:
+async def play(
+    *documents: dict[str, Any], closing: Any = lambda: TOTALS, failure: Any = None, done: bool = True
+) -> list[Any]:
     async def events() -> AsyncGenerator[str, None]:
         for document in documents:
             yield f"data: {json.dumps(document)}\n\n"
         if done:
             yield DONE
 
-    told_events = [event async for event in told(events(), OPENING, closing)]
+    told_events = [event async for event in told(events(), OPENING, closing, lambda: failure)]
     return [event if event == DONE else json.loads(event.removeprefix("data: ")) for event in told_events]
 
 
@@ -67,6 +69,14 @@ async def test_an_error_of_the_engine_keeps_openais_shape_and_is_not_counted_as_
     assert events[2] == DONE
 
 
+async def test_a_failure_in_the_worker_ends_the_stream_at_once() -> None:
+    error = {"error": {"message": "", "type": "InternalServerError", "param": None, "code": 500}}
+    events = await play(chunk("a"), error, failure=NotApplied("no slot was free"))
+    assert events[0] == chunk("a", steering=OPENING)
+    assert events[1]["error"]["code"] == "steering_not_applied"
+    assert len(events) == 2
+
+
 async def test_a_stream_that_breaks_off_does_not_end_well() -> None:
     assert await play(chunk("a"), chunk("", "stop"), done=False) == [chunk("a", steering=OPENING)]
 
@@ -76,7 +86,7 @@ async def test_comments_that_keep_a_connection_alive_pass() -> None:
         yield ": keep-alive\n\n"
         yield DONE
 
-    assert [event async for event in told(events(), OPENING, None)] == [": keep-alive\n\n", DONE]
+    assert await anext(told(events(), OPENING, lambda: TOTALS, lambda: None)) == ": keep-alive\n\n"
 
 
 async def test_closing_a_stream_early_closes_its_source() -> None:
@@ -90,7 +100,7 @@ async def test_closing_a_stream_early_closes_its_source() -> None:
         finally:
             closed = True
 
-    stream = told(events(), OPENING, lambda: TOTALS)
+    stream = told(events(), OPENING, lambda: TOTALS, lambda: None)
     await anext(stream)
     await stream.aclose()
     assert closed

@@ -125,21 +125,30 @@ class Generation:
         ask = _parse(model, {**admission.body, "request_id": request.state.request_id})
         self.metrics.admission_seconds.observe(time.perf_counter() - start)
         steered = admission.steered
-        witness = Witness(self.engine)
+        witness = Witness(self.engine, "closed" if steered is None else steered.on_failure)
         if steered is not None:
             serving = copy(serving)
             serving.engine_client = witness
-        # No raw request: its headers would choose the engine's request id, the data-parallel rank and the priority.
-        result = await _unless_gone(request, _checked(create(serving, ask)))
 
         def close() -> dict[str, Any]:
             return self._close(steered, witness, ending)
 
+        def failure() -> NotApplied | None:
+            if witness.failure is not None:
+                self._mismatch(witness.failure, ending, "not_applied")
+            return witness.failure
+
+        # No raw request: its headers would choose the engine's request id, the data-parallel rank and the priority.
+        try:
+            result = await _unless_gone(request, _checked(create(serving, ask)))
+        except NotApplied:
+            failure()
+            raise
         if result is None:
             return Response(status_code=499)
         if isinstance(result, AsyncGenerator):
             opening = NOT_REQUESTED if steered is None else requested(steered.plan, steered.bundles)
-            events = told(result, opening, close)
+            events = told(result, opening, close, failure)
             return StreamingResponse(
                 with_sse_keep_alive(self._counted(events, ending), self.keep_alive_seconds),
                 media_type="text/event-stream",
@@ -164,16 +173,20 @@ class Generation:
         try:
             steering = applied(steered.plan, steered.bundles, witness.runs, witness.n_started)
         except NotApplied as e:
-            self.metrics.mismatches.inc()
-            log.error("plan %s was not applied: %s", steered.plan.hash, e.message)
-            ending.status = "failed_open" if steered.on_failure == "open" else "not_applied"
             if steered.on_failure == "open":
+                self._mismatch(e, ending, "failed_open")
                 return failed_open(steered.plan, steered.bundles, e.message)
+            self._mismatch(e, ending, "not_applied")
             raise
         ending.status = "applied"
         for count in COUNTS:
             self.metrics.edited_tokens.labels(count.removesuffix("_tokens")).inc(steering[count])
         return steering
+
+    def _mismatch(self, error: NotApplied, ending: _Ending, status: str) -> None:
+        ending.status = status
+        self.metrics.mismatches.inc()
+        log.error("a plan was not applied: %s", error.message)
 
     async def _counted(self, events: AsyncGenerator[str, None], ending: _Ending) -> AsyncGenerator[str, None]:
         try:
@@ -229,6 +242,8 @@ async def _checked(result: Awaitable[Any]) -> Any:
     """What vLLM's serving code returns; its exceptions become problems, and those of the server are logged."""
     try:
         return await result
+    except TrimtabError:
+        raise
     except EngineDeadError as e:
         raise Refused(
             Problem(503, "engine_dead", "the engine has stopped, and so does this server; ask again once it is back")

@@ -34,9 +34,10 @@ from trimtab.server.service.generation import Generation
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.preflight import Preflight
 
-__all__ = ["ENGINE_DIED", "run"]
+__all__ = ["ENGINE_DIED", "INTERRUPTED", "run"]
 
 ENGINE_DIED = 1
+INTERRUPTED = 130
 POLL_SECONDS = 0.2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger("trimtab")
@@ -75,7 +76,9 @@ def _terminable() -> Iterator[None]:
     """Until the server handles signals itself, they unwind the start, so that no engine process stays behind."""
 
     def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+        raise SystemExit(
+            INTERRUPTED
+        )  # KeyboardInterrupt is swallowed by vLLM's `zmq_socket_ctx`, which then waits forever.
 
     before = [(number, signal.signal(number, interrupt)) for number in STOP_SIGNALS]
     try:

@@ -19,11 +19,15 @@ _PREFIX = "data: "
 
 
 async def told(
-    events: AsyncGenerator[str, None], opening: Mapping[str, Any], closing: Callable[[], Mapping[str, Any]] | None
+    events: AsyncGenerator[str, None],
+    opening: Mapping[str, Any],
+    closing: Callable[[], Mapping[str, Any]],
+    failure: Callable[[], NotApplied | None],
 ) -> AsyncGenerator[str, None]:
-    """The events of vLLM's stream with `opening` in the first chunk and `closing()` in the last; None adds nothing at the end.
+    """The events of vLLM's stream with `opening` in the first chunk and `closing()` in the last.
 
     `closing` is called once, when the stream is complete; when it raises NotApplied the stream ends with that error instead.
+    `failure` tells, when vLLM's stream turns into an error, whether that is a plan that was not applied.
     """
     held: list[dict[str, Any]] = []
     first, failed = True, False
@@ -36,6 +40,9 @@ async def told(
                 yield event
                 continue
             if "error" in chunk:
+                if (cause := failure()) is not None:
+                    yield _event(of_error(cause).document)
+                    return
                 failed = True
                 yield _event(_error(chunk["error"]))
                 continue
@@ -43,13 +50,13 @@ async def told(
             if first:
                 chunk["steering"] = dict(opening)
                 first = False
-            if closing is not None and _finishes(chunk):
+            if _finishes(chunk):
                 held.append(chunk)
             else:
                 yield _event(chunk) if touched else event
         else:
             return  # The source ended without [DONE]: neither do we say it.
-    if closing is not None and not failed:
+    if not failed:
         try:
             totals = dict(closing())
         except NotApplied as e:

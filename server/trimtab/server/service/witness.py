@@ -13,6 +13,8 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.server.engine.proof import KEY
+from trimtab.server.errors import NotApplied
+from trimtab.server.service.admission import OnFailure
 from trimtab.server.service.applied import Run
 
 __all__ = ["Witness"]
@@ -21,12 +23,15 @@ __all__ = ["Witness"]
 class Witness:
     """An engine client for one request: everything is the real client's but `generate`."""
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(self, client: EngineClient, on_failure: OnFailure) -> None:
         self._client = client
+        self._on_failure = on_failure
         self.n_started = 0
         """Prompts that were given to the engine."""
         self.runs: list[Run] = []
         """Those that finished."""
+        self.failure: NotApplied | None = None
+        """Why the request was ended before it finished: a worker could not apply its plan."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -48,6 +53,10 @@ class Witness:
                 carried = dict(output.kv_transfer_params or {})
                 proof = carried.pop(KEY, proof)
                 output.kv_transfer_params = carried or None
+                # A failure is told with the first output after it: no token of an unsteered run is passed on.
+                if self._on_failure == "closed" and proof is not None and proof.get("failure"):
+                    self.failure = NotApplied(f"the engine could not apply the plan: {proof['failure']}")
+                    raise self.failure
                 for sample in output.outputs:
                     n_new = len(sample.token_ids)
                     grown = params.output_kind is RequestOutputKind.DELTA
