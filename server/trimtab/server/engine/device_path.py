@@ -70,6 +70,7 @@ class DevicePath:
         """Before a forward: the slot of every row, and the tables of slots that are new."""
         if not spans and not self._dirty:
             return
+        self._dirty = bool(spans)
         used = {span.key for span in spans}
         # All of the buffer is written: a captured batch may be padded beyond the step's own rows.
         staging_T = torch.zeros(len(self.row_slot_T), dtype=torch.int64, pin_memory=self.row_slot_T.is_cuda)
@@ -77,7 +78,6 @@ class DevicePath:
             staging_T[span.start : span.stop] = self._slot(span, used)
         self.row_slot_T.copy_(staging_T, non_blocking=True)
         self.ratio_LT.fill_(-1.0)
-        self._dirty = bool(spans)
 
     def apply(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         """The operator's body on the device; `hidden` is edited in place."""

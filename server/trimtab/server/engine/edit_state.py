@@ -134,15 +134,6 @@ class EditState:
             for request_id in request_ids:
                 self._requests.pop(request_id, None)
 
-    def uses(self, content_hash: str) -> bool:
-        """Whether a live request's plan names this bundle."""
-        return any(
-            row.bundle == content_hash
-            for request in self._requests.values()
-            for segment in request.segments
-            for row in segment.rows
-        )
-
     def unload(self, content_hash: str) -> bool:
         """Whether the bundle was dropped; False while a live request's plan names it."""
         if any(r.bundle == content_hash for q in self._requests.values() for s in q.segments for r in s.rows):
@@ -167,8 +158,9 @@ class EditState:
 
     def prepare(self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> None:
         """Before a forward: request i runs positions [starts[i], starts[i] + lengths[i]), its rows following those of i − 1."""
-        self.idle()
+        self._reset()
         if not self._requests:
+            self.idle()
             return
         try:
             self._prepare(request_ids, starts, lengths)
