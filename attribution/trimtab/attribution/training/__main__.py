@@ -76,17 +76,20 @@ def train(data: DataPlan, plan: TrainPlan) -> None:
         training.train(plan, store, train_folder(data, plan), report)
 
 
-def export(data: DataPlan, plan: TrainPlan) -> None:
+def export(data: DataPlan, plan: TrainPlan, note: str) -> None:
     """Write the SAE folder from the last checkpoint: weights, statistics, measurements, card."""
     from trimtab.attribution.training.export import export as write
 
     with _bar() as progress:
-        write(data, plan, shipped_folder(), progress)
+        write(data, plan, shipped_folder(), note, progress)
     console.print(f"written: {shipped_folder()}")
 
 
 @app.command()
-def main(stage: Annotated[Stage, typer.Option(help="Run one stage only.")] = Stage.ALL) -> None:
+def main(
+    stage: Annotated[Stage, typer.Option(help="Run one stage only.")] = Stage.ALL,
+    note: Annotated[str, typer.Option(help="What the card should say of this run beside its settings.")] = "",
+) -> None:
     """Train the shipped SAE from nothing, or go on where the last run stopped."""
     data, plan = DataPlan(), TrainPlan()
     if stage in (Stage.SAMPLES, Stage.ALL):
@@ -96,7 +99,7 @@ def main(stage: Annotated[Stage, typer.Option(help="Run one stage only.")] = Sta
     if stage in (Stage.TRAIN, Stage.ALL):
         train(data, plan)
     if stage in (Stage.EXPORT, Stage.ALL):
-        export(data, plan)
+        export(data, plan, note)
 
 
 if __name__ == "__main__":

@@ -44,12 +44,18 @@ entries of the shipped JumpReLU and those of BatchTopK, as trained, in batches o
 ## How it was trained
 
 BatchTopK, k = {training["k"]}, {training["steps"]:,} steps of {training["batch"]:,} tokens: {training["seen"]:,} tokens seen,
-{data["unique"]:,} of them different ({data["chat"] / data["unique"]:.0%} chat: dialogue made from question sets and the
-model's own replies). Decoder rows start as data, with unit norm throughout; an auxiliary loss revives silent latents; Adam
-{training["lr"]:g}, β2 0.99, falling to 0 over the last {training["decay"]:.0%}. Saved as JumpReLU with one threshold for all latents,
-{training["threshold"]:.2f}, at which {training["k"]} latents are active on average on {training["calibration_tokens"]:,} training
-tokens. W_enc and W_dec are fp16, the rest fp32; nothing needs normalising before the encoder.
-{training.get("note", "")}
+{data["unique"]:,} of them different ({data["chat"]:.0%} chat: dialogue made from question sets and the model's own replies).
+
+- Decoder rows start as data and keep norm 1. k falls from {training["k_first"]} to {training["k"]} in the first {training["k_falls"]} steps.
+- Latents silent for {training["silent_after"]} steps get an auxiliary loss (AuxK {training["aux_k"]}, weight {training["aux_weight"]:g}) and,
+  until the decay, are pointed anew at what is least explained.
+- Adam {training["lr"]:g}, β2 0.99, falling to 0 over the last {training["decay"]:.0%}.
+- Saved as JumpReLU with one threshold for all latents, {training["threshold"]:.2f}, at which {training["k"]} latents are active on
+  average on {training["calibration_tokens"]:,} training tokens. W_enc and W_dec are fp16, the rest fp32; nothing is to be
+  normalised before the encoder.
+
+{training["note"]}
+
 ## Files
 
 | file | content |

@@ -15,7 +15,7 @@ __all__ = ["documents", "samples_digest"]
 
 
 def documents(data: DataPlan) -> dict[str, list[Document]]:
-    """`heldout`, `corpus`, `heldsamples`, `samples`: what is cached, in this order. The first and third are never learnt from."""
+    """`heldout`, `heldsamples`, `samples`, `corpus`: what is cached, in this order. The first two are never learnt from."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
@@ -24,9 +24,9 @@ def documents(data: DataPlan) -> dict[str, list[Document]]:
     replies = documents_of_samples(_samples(data), tokenizer)
     return {
         "heldout": [document for document in read if document.held_out],
-        "corpus": [document for document in read if not document.held_out],
         "heldsamples": [document for document in replies if document.held_out],
         "samples": [document for document in replies if not document.held_out],
+        "corpus": [document for document in read if not document.held_out],
     }
 
 

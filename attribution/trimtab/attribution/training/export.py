@@ -30,7 +30,7 @@ _MEASURED_TOKENS = 16_384
 _SPLICED_TOKENS = 3_000
 
 
-def export(data: DataPlan, plan: TrainPlan, folder: Path, progress: Progress) -> None:
+def export(data: DataPlan, plan: TrainPlan, folder: Path, note: str, progress: Progress) -> None:
     """Write `folder` and measure what was written."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -94,14 +94,15 @@ def export(data: DataPlan, plan: TrainPlan, folder: Path, progress: Progress) ->
         "training": {
             **vars(plan),
             "seen": run.seen,
+            "note": note,
             "silent": float((run.silent_for > plan.silent_after).float().mean()),
             "threshold": float(sae.threshold[0]),
             "calibration_tokens": len(calibration),
         },
         "data": {
             **vars(data),
-            "unique": store.n_tokens,
-            "chat": store.n_chat,
+            "unique": int(run.drawn.sum()),
+            "chat": store.n_chat / store.n_tokens,
             "sinks_dropped": store.n_sinks,
             "n_samples": len(chosen["samples"]) + len(chosen["heldsamples"]),
             "samples_sha256": samples_digest(data),

@@ -81,6 +81,7 @@ class JumpReLU:
             tensors[name] = tensors[name].half()
         partial = folder / f"{WEIGHTS}.part"
         save_file(tensors, partial)
+        partial.chmod(0o644)  # safetensors writes for the owner alone.
         partial.rename(folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 

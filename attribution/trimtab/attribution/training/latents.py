@@ -121,6 +121,7 @@ class Latents:
             "mean_activation": self.total / fires.clamp(min=1),
         }
         save_file(tensors, folder / "stats.safetensors")
+        (folder / "stats.safetensors").chmod(0o644)
         lines = []
         for latent, tops in enumerate(self.top):
             if tops:

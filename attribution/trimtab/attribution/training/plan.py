@@ -41,7 +41,7 @@ class TrainPlan:
     """Steps in which it falls."""
     batch: int = 2048
     """Tokens per step."""
-    steps: int = 2000
+    steps: int = 3000
     lr: float = 1e-3
     warmup: int = 50
     """Steps of linear warm-up."""
@@ -49,11 +49,15 @@ class TrainPlan:
     """Last part of the run in which the learning rate falls to 0."""
     encoder_gain: float = 0.045
     """Encoder at the start: this times the decoder's transpose."""
-    aux_k: int = 256
+    aux_k: int = 32
     """Silent latents asked to explain the error, per token."""
     aux_weight: float = 1 / 32
     silent_after: int = 60
     """Steps without firing after which a latent counts as silent."""
+    revive_every: int = 5
+    """Steps between two revivals of silent latents, until the learning rate decays."""
+    revive: int = 256
+    """Most latents revived at a time."""
     seed: int = 7
 
 

@@ -6,7 +6,7 @@ biases. A run over a growing cache takes what is there whenever it shuffles anew
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,21 +30,23 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._h = torch.empty(0, 0, dtype=torch.float16)
-        self._read: set[str] = set()
+        self.shards: list[str] = []
+        """File names in the order read: the order of the rows."""
         self.n_tokens = 0
         self.n_chat = 0
         self.n_sinks = 0
 
-    def refresh(self) -> int:
-        """Read the shards not read yet; the number of tokens now here."""
+    def refresh(self, first: Sequence[str] = ()) -> int:
+        """Read the shards not read yet, those named `first` before the others; the number of tokens now here."""
         parts = [self._h] if self.n_tokens else []
-        for path in sorted((*self._folder.glob("corpus-*.safetensors"), *self._folder.glob("samples-*.safetensors"))):
-            if path.name not in self._read:
-                shard = read_shard(path)
+        there = (*self._folder.glob("samples-*.safetensors"), *self._folder.glob("corpus-*.safetensors"))
+        for name in (*first, *sorted({path.name for path in there} - set(first), reverse=True)):
+            if name not in self.shards:
+                shard = read_shard(self._folder / name)
                 parts.append(shard.h)
                 self.n_chat += int(shard.chat.sum())
                 self.n_sinks += shard.n_sinks
-                self._read.add(path.name)
+                self.shards.append(name)
         if len(parts) > 1 or not self.n_tokens:
             self._h = torch.cat(parts)
         self.n_tokens = len(self._h)
@@ -72,6 +74,10 @@ class Run:
     """[L] steps since each latent last fired."""
     order: torch.Tensor
     """Shuffled numbers of the tokens of this pass that are still to come."""
+    drawn: torch.Tensor
+    """[tokens] whether each was ever learnt from."""
+    shards: list[str]
+    """The store's, when `order` and `drawn` were numbered."""
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".part")
@@ -93,7 +99,8 @@ class Run:
         dictionary = Dictionary.from_data(x_TD / scale, plan.n_latents, plan.encoder_gain, generator)
         moments = [torch.zeros_like(p) for p in dictionary.parameters() for _ in range(2)]
         silent = torch.zeros(plan.n_latents, dtype=torch.long)
-        return cls(dictionary, moments, mean, scale, 0, 0, 0.0, silent, torch.empty(0, dtype=torch.long))
+        none = torch.empty(0, dtype=torch.long)
+        return cls(dictionary, moments, mean, scale, 0, 0, 0.0, silent, none, none.bool(), [])
 
 
 def train(plan: TrainPlan, store: Store, folder: Path, report: Callable[[Run, float, int], None]) -> Run:
@@ -103,13 +110,20 @@ def train(plan: TrainPlan, store: Store, folder: Path, report: Callable[[Run, fl
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
-    store.refresh()
-    run = Run.load(checkpoint) if checkpoint.exists() else Run.start(plan, store)
+    if checkpoint.exists():
+        run = Run.load(checkpoint)
+        store.refresh(run.shards)
+    else:
+        store.refresh()
+        run = Run.start(plan, store)
     while run.step < plan.steps:
         if len(run.order) < plan.batch:
             generator = torch.Generator().manual_seed(plan.seed + run.step)
             run.order = torch.randperm(store.refresh(), generator=generator)
+            run.shards = list(store.shards)
+            run.drawn = torch.cat([run.drawn, torch.zeros(store.n_tokens - len(run.drawn), dtype=torch.bool)])
         at, run.order = run.order[: plan.batch].sort().values, run.order[plan.batch :]
+        run.drawn[at] = True
         fvu = _step(run, plan, (store.rows(at) - run.mean) / run.scale)
         report(run, fvu, int((run.silent_for > plan.silent_after).sum()))
         if run.step % _CHECKPOINT_EVERY == 0 or run.step == plan.steps:
@@ -143,10 +157,35 @@ def _step(run: Run, plan: TrainPlan, x_TD: torch.Tensor) -> float:
     grads[2] -= (grads[2] * W_dec).sum(1, keepdim=True) * W_dec  # Along the row the step would only change its norm.
     _adam(run, grads, plan.lr * _schedule(run.step, plan))
     W_dec.copy_(normalize(W_dec))
+    if run.step % plan.revive_every == 0 and run.step < (1 - plan.decay) * plan.steps - plan.silent_after:
+        _revive(run, plan, error_TD)
     run.step += 1
     run.seen += len(x_TD)
     run.lowest = lowest
     return float(loss)
+
+
+def _revive(run: Run, plan: TrainPlan, error_TD: torch.Tensor) -> None:
+    """Point the longest silent latents at what is least explained (Bricken et al. 2023, "neuron resampling").
+
+    Decoder row: the direction of a token's missing part, tokens drawn by squared error. Encoder row: the same, as long as
+    the live ones' are on average, which on that token is well above the threshold.
+    """
+    n = min(plan.revive, int((run.silent_for > plan.silent_after).sum()))
+    if n == 0:
+        return
+    generator = torch.Generator().manual_seed(plan.seed + run.step)
+    tokens = torch.multinomial(error_TD.square().sum(1), n, generator=generator)
+    latents = run.silent_for.topk(n).indices
+    dictionary = run.dictionary
+    live = run.silent_for <= plan.silent_after
+    missing = normalize(-error_TD[tokens])
+    dictionary.W_dec[latents] = missing
+    dictionary.W_enc[latents] = missing * dictionary.W_enc[live].norm(dim=1).mean()
+    dictionary.b_enc[latents] = 0.0
+    for moment in run.moments[:6]:  # Of W_enc, b_enc, W_dec: both moments of each.
+        moment[latents] = 0.0
+    run.silent_for[latents] = 0
 
 
 def _schedule(step: int, plan: TrainPlan) -> float:
