@@ -69,6 +69,17 @@ def test_a_client_cannot_bring_a_plan() -> None:
     assert fields_at_fault(error) == ["vllm_xargs.trimtab", "vllm_xargs.steering"]
 
 
+@pytest.mark.parametrize("xargs", [[1], "x", 1, True])
+def test_extra_arguments_that_are_no_object_are_refused(xargs: Any) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        ask(steering={"bundle": "calm"}, vllm_xargs=xargs)
+    assert fields_at_fault(error) == ["vllm_xargs"]
+
+
+def test_extra_arguments_may_be_null() -> None:
+    assert ask(steering={"bundle": "calm"}, vllm_xargs=None).body["vllm_xargs"].keys() == {"trimtab"}
+
+
 def test_all_violations_come_at_once() -> None:
     edits = [{**ADD, "latent": -1, "amout": 2}, {**ADD, "operation": "smooth"}]
     with pytest.raises(InvalidSteering) as error:

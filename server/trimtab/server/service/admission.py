@@ -68,6 +68,8 @@ def admit(
     request_violations = [
         Violation(key, f"cannot be set by a client: {why}") for key, why in _OURS.items() if rest.get(key) is not None
     ]
+    if not isinstance(rest.get("vllm_xargs", {}), Mapping | None):
+        request_violations.append(Violation("vllm_xargs", "must be an object"))
     alias = _alias(rest.get("model"), models)
     if alias is not None:
         rest["model"] = alias["model"]
