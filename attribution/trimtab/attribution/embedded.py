@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["EMBEDDED_MODEL", "EmbeddedModelError", "cache_dir", "model_path", "resolve"]
+__all__ = ["EMBEDDED_MODEL", "EmbeddedModelError", "cache_dir", "model_path", "no_progress_bars", "resolve"]
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 """The name under which commands and the server know the embedded model."""
@@ -173,7 +173,7 @@ def _convert(gguf: Path, made: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _no_progress_bars():
+    with no_progress_bars():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # Transformers takes a model read from GGUF for a quantised one and refuses to save it; these weights are plain fp32.
@@ -194,7 +194,7 @@ def _convert(gguf: Path, made: Path) -> None:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Silence transformers' own progress bars: ours is on screen."""
     from transformers.utils import logging
 

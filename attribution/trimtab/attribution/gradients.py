@@ -21,7 +21,7 @@ from torch import Tensor
 from trimtab.attribution.model import pad
 
 if TYPE_CHECKING:
-    from trimtab.attribution.model import SplitModel
+    from trimtab.attribution.model import Prefix, SplitModel
     from trimtab.attribution.pairs import Completion
 
 __all__ = ["SINK_NORM", "Scope", "Trace", "batches", "losses", "positions", "traces"]
@@ -55,10 +55,11 @@ def batches(completions: Sequence[Completion], batch_size: int) -> Iterator[list
         yield order[start : start + batch_size]
 
 
-def losses(model: SplitModel, h_BTD: Tensor, completions: Sequence[Completion]) -> Tensor:
-    """Mean cross-entropy [B] of each completion, nats per completion token, with h at the hook point."""
-    y_BTD = model.upper(h_BTD)
-    rows = [y_BTD[i, c.n_prompt - 1 : len(c.ids) - 1] for i, c in enumerate(completions)]
+def losses(model: SplitModel, h_BTD: Tensor, completions: Sequence[Completion], prefix: Prefix | None = None) -> Tensor:
+    """Mean cross-entropy [B] of each completion, nats per completion token, with h at the hook point (after the `prefix`)."""
+    y_BTD = model.upper(h_BTD, prefix)
+    start = 0 if prefix is None else prefix.n_tokens
+    rows = [y_BTD[i, c.n_prompt - 1 - start : len(c.ids) - 1 - start] for i, c in enumerate(completions)]
     targets = [torch.tensor(c.ids[c.n_prompt :]) for c in completions]
     nats_N = torch.nn.functional.cross_entropy(model.logits(torch.cat(rows)), torch.cat(targets), reduction="none")
     return torch.stack([part.mean() for part in torch.split(nats_N, [len(t) for t in targets])])

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.attribution.bundle import ModelIdentity
-from trimtab.attribution.embedded import resolve
+from trimtab.attribution.embedded import no_progress_bars, resolve
 from trimtab.attribution.errors import ModelError
 from trimtab.attribution.fingerprint import FingerprintError, model_fingerprint, model_folder, tokenizer_digest
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from trimtab.attribution.pairs import Completion
 
-__all__ = ["SplitModel", "load_tokenizer", "pad"]
+__all__ = ["Prefix", "SplitModel", "load_tokenizer", "pad"]
 
 
 class SplitModel:
@@ -67,7 +67,8 @@ class SplitModel:
 
         identity, folder = identify(model)
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            with no_progress_bars():
+                loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         except (OSError, ValueError) as e:
             raise ModelError(
                 f"cannot load model {model!r}: {str(e).splitlines()[0]}; give an ordinary HF folder"
@@ -81,11 +82,40 @@ class SplitModel:
         self._lower(input_ids=ids_BT, use_cache=False)
         return self._capture.take()
 
-    def upper(self, h_BTD: Tensor) -> Tensor:
-        """The stream [B, T, D] after the final norm, as a function of h; gradients flow."""
+    def upper(self, h_BTD: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """The stream [B, T, D] after the final norm, as a function of h; gradients flow.
+
+        With a `prefix`, h starts right after its tokens, in every sequence of the batch.
+        """
         self._inject.h_BTD = h_BTD
-        out = self._upper(inputs_embeds=h_BTD, use_cache=False)
+        if prefix is None:
+            return cast("Tensor", self._upper(inputs_embeds=h_BTD, use_cache=False).last_hidden_state)
+        n_batch, n_tokens, _ = h_BTD.shape
+        positions_T = torch.arange(prefix.n_tokens, prefix.n_tokens + n_tokens)
+        hidden_TS = positions_T[:, None] < torch.arange(prefix.n_tokens + n_tokens)[None]
+        mask_TS = torch.zeros(hidden_TS.shape).masked_fill_(hidden_TS, torch.finfo(torch.float32).min)
+        out = self._upper(
+            inputs_embeds=h_BTD,
+            position_ids=positions_T[None],
+            attention_mask=mask_TS.expand(n_batch, 1, -1, -1),
+            past_key_values=prefix.cache(n_batch),
+            use_cache=True,
+        )
         return cast("Tensor", out.last_hidden_state)
+
+    @torch.no_grad()
+    def prefix(self, h_TD: Tensor) -> Prefix | None:
+        """What the upper blocks keep of tokens that no edit touches; None for a model whose attention is not plain causal."""
+        from transformers import DynamicCache
+
+        if getattr(self.config, "sliding_window", None) is not None:
+            return None
+        kept = DynamicCache()
+        self._inject.h_BTD = h_TD[None]
+        self._upper(inputs_embeds=h_TD[None], past_key_values=kept, use_cache=True)
+        layers: list[Any] = kept.layers
+        above = range(self.layer + 1, self.identity.n_layers)
+        return Prefix(len(h_TD), {i: (layers[i].keys, layers[i].values) for i in above})
 
     def logits(self, y_ND: Tensor) -> Tensor:
         """Logits [N, vocabulary] of rows of `upper`'s result; apply it to the positions that matter, it is the dearest step."""
@@ -137,6 +167,23 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def pad(completions: Sequence[Completion]) -> Tensor:
     """Token ids [B, T], padded on the right with id 0, which no real token can see."""
     return nn.utils.rnn.pad_sequence([torch.tensor(c.ids) for c in completions], batch_first=True)
+
+
+class Prefix(NamedTuple):
+    """The keys and values of the upper blocks over the first tokens of a sequence."""
+
+    n_tokens: int
+    blocks: dict[int, tuple[Tensor, Tensor]]
+    """Keys and values [1, heads, tokens, width] of each block, by its index."""
+
+    def cache(self, n_batch: int) -> Any:
+        """As transformers wants it, the same for each sequence of a batch."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for i, (keys, values) in self.blocks.items():
+            cache.update(keys.expand(n_batch, -1, -1, -1), values.expand(n_batch, -1, -1, -1), i)
+        return cache
 
 
 class _Block(nn.Module):

@@ -1,8 +1,9 @@
 """The first validation: does the edit do what the attribution predicted, on pairs that the attribution never saw?
 
 The measure is the log-probability margin of the positive over the negative completion, mean per token, under the edit minus
-without it: an effect below 0 steers away from the behaviour. The residual stream at the hook point is computed once; since an
-edit acts there and nowhere below, each edit costs one pass through the upper blocks alone, and is exact.
+without it: an effect below 0 steers away from the behaviour. The residual stream at the hook point is computed once, and so are
+the keys and values of every token before the first edited one; since an edit acts there and nowhere below, each edit costs one
+pass of the edited tokens through the upper blocks, and is exact.
 
 Teacher-forced margins are cheap and smooth, but sampled text is what a user reads: judge an edit by both.
 """
@@ -12,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trimtab.attribution.edit import Rows, delta
-from trimtab.attribution.gradients import Scope, batches, losses, positions
-from trimtab.attribution.model import SplitModel, pad
+from trimtab.attribution.gradients import Scope, losses, positions
+from trimtab.attribution.model import Prefix, SplitModel, pad
 from trimtab.attribution.pairs import Completion
 from trimtab.attribution.scores import clustered_se
 
@@ -93,37 +94,30 @@ class Margins:
     """Held-out pairs with their residual stream cached at the hook point."""
 
     def __init__(
-        self,
-        model: SplitModel,
-        pairs: Sequence[tuple[Completion, Completion]],
-        prompts: Sequence[str],
-        scope: Scope,
-        batch_size: int = 16,
+        self, model: SplitModel, pairs: Sequence[tuple[Completion, Completion]], prompts: Sequence[str], scope: Scope
     ) -> None:
-        self._model, self._prompts, self._scope = model, list(prompts), scope
+        self._model, self._prompts = model, list(prompts)
         self._completions = [c for pair in pairs for c in pair]
-        self._batch_size = batch_size
-        self._h: list[Tensor] = [torch.empty(0)] * len(self._completions)
-        """[T, D] of each completion, unedited."""
-        for batch in batches(self._completions, batch_size):
-            h_BTD = model.lower(pad([self._completions[i] for i in batch]))
-            for row, i in enumerate(batch):
-                self._h[i] = h_BTD[row, : len(self._completions[i].ids)]
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for i, completion in enumerate(self._completions):
+            by_prompt.setdefault(completion.ids[: completion.n_prompt], []).append(i)
+        self._groups = [self._group(indices, scope) for indices in by_prompt.values()]
         self._loss_2P = torch.zeros(len(self._completions), dtype=torch.float64)
-        self._recompute(self._loss_2P, dict(enumerate(self._h)))
+        for group in self._groups:
+            self._recompute(self._loss_2P, group, dict(zip(group.indices, group.h, strict=True)))
 
     def effect(self, rows: Rows) -> Effect:
         """The effect of applying `rows` at every position of the scope."""
-        loss_2P, edited, norm = self._loss_2P.clone(), {}, 0.0
-        for i, (completion, h_TD) in enumerate(zip(self._completions, self._h, strict=True)):
-            window = slice(positions(completion, self._scope).start, None)
-            delta_ND = delta(h_TD[window], rows)
-            if not bool(delta_ND.any()):
-                continue  # No edited latent fires: the loss cannot change.
-            edited[i] = h_TD.clone()
-            edited[i][window] += delta_ND
-            norm = max(norm, float((delta_ND.norm(dim=-1) / h_TD[window].norm(dim=-1)).max()))
-        self._recompute(loss_2P, edited)
+        loss_2P, norm = self._loss_2P.clone(), 0.0
+        for group in self._groups:
+            edited = {}
+            for i, h_TD in zip(group.indices, group.h, strict=True):
+                delta_ND = delta(h_TD[group.first :], rows)
+                if not bool(delta_ND.any()):
+                    continue  # No edited latent fires: the loss cannot change.
+                edited[i] = torch.cat([h_TD[: group.first], h_TD[group.first :] + delta_ND])
+                norm = max(norm, float((delta_ND.norm(dim=-1) / h_TD[group.first :].norm(dim=-1)).max()))
+            self._recompute(loss_2P, group, edited)
         change_P2 = (loss_2P - self._loss_2P).view(-1, 2)
         margin_P = change_P2[:, 1] - change_P2[:, 0]
         return Effect(
@@ -134,11 +128,30 @@ class Margins:
             max_relative_norm=norm,
         )
 
+    def _group(self, indices: list[int], scope: Scope) -> _Group:
+        """Completions of one prompt; of the tokens that the scope leaves alone only keys and values are kept."""
+        h_BTD = self._model.lower(pad([self._completions[i] for i in indices]))
+        first = positions(self._completions[indices[0]], scope).start
+        prefix = self._model.prefix(h_BTD[0, :first])
+        start = 0 if prefix is None else first
+        h = [h_TD[start : len(self._completions[i].ids)] for i, h_TD in zip(indices, h_BTD, strict=True)]
+        return _Group(indices, prefix, h, first - start)
+
     @torch.no_grad()
-    def _recompute(self, loss_2P: Tensor, streams: dict[int, Tensor]) -> None:
-        """Put into `loss_2P` the losses of the completions in `streams`, each with its own residual stream [T, D]."""
-        indices = list(streams)
-        for batch in batches([self._completions[i] for i in indices], self._batch_size):
-            chosen = [indices[j] for j in batch]
-            h_BTD = torch.nn.utils.rnn.pad_sequence([streams[i] for i in chosen], batch_first=True)
-            loss_2P[chosen] = losses(self._model, h_BTD, [self._completions[i] for i in chosen]).double()
+    def _recompute(self, loss_2P: Tensor, group: _Group, streams: dict[int, Tensor]) -> None:
+        """Put into `loss_2P` the losses of the completions in `streams`, each with its own residual stream."""
+        if streams:
+            h_BTD = torch.nn.utils.rnn.pad_sequence(list(streams.values()), batch_first=True)
+            chosen = [self._completions[i] for i in streams]
+            loss_2P[list(streams)] = losses(self._model, h_BTD, chosen, group.prefix).double()
+
+
+class _Group(NamedTuple):
+    """Completions of one prompt."""
+
+    indices: list[int]
+    prefix: Prefix | None
+    h: list[Tensor]
+    """[T, D] of each completion at the hook point, unedited, from the end of the prefix on."""
+    first: int
+    """The first row of `h` that the scope edits."""
