@@ -71,4 +71,5 @@ def test_preempted_requests_equal_transformers_and_count_once(cramped: Engine, r
 
 
 def preemptions(engine: Engine) -> int:
-    return sum(int(m.value) for m in engine.llm.get_metrics() if m.name == "vllm:num_preemptions")
+    metrics: list[Any] = list(engine.llm.get_metrics())
+    return sum(int(metric.value) for metric in metrics if metric.name == "vllm:num_preemptions")
