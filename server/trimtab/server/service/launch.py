@@ -9,6 +9,7 @@ import threading
 from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import uvicorn
@@ -94,6 +95,7 @@ def _interrupt_is_ours() -> Iterator[None]:
 
     They inherit this thread's blocked signals; another thread takes the signal for us meanwhile.
     """
+    resource_tracker.ensure_running()  # It unblocks SIGINT when it starts.
     done = threading.Event()
     threading.Thread(target=done.wait, name="sigint", daemon=True).start()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
