@@ -42,7 +42,7 @@ def test_any_order_on_one_prompt_equals_cold_runs(engine: Engine) -> None:
     cold = {}
     for name, wanted in kinds.items():
         engine.cold()
-        (cold[name],) = engine.ask([(LONG, wanted)])
+        (cold[name],) = engine.ask([(LONG, wanted)], n_tokens=6)
         assert cold[name].cached == 0
     assert len({tuple(answer.tokens) for answer in cold.values()}) > 3
     for order in (
@@ -52,7 +52,7 @@ def test_any_order_on_one_prompt_equals_cold_runs(engine: Engine) -> None:
     ):
         engine.cold()
         for name in order:
-            (warm,) = engine.ask([(LONG, kinds[name])])
+            (warm,) = engine.ask([(LONG, kinds[name])], n_tokens=6)
             assert same(warm, cold[name]), f"{name} in {order}"
             check(warm, kinds[name])
 
