@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from trimtab.attribution.training.corpus import Document
 
-__all__ = ["SHARD_TOKENS", "SINK_RATIO", "LowerModel", "Shard", "fill", "partition", "read_shard"]
+__all__ = ["LEARNT", "SHARD_TOKENS", "SINK_RATIO", "LowerModel", "Shard", "fill", "partition", "read_shard"]
 
+LEARNT = ("samples", "corpus", "more")
+"""Names of the shards to learn from."""
 SHARD_TOKENS = 32_768
 SINK_RATIO = 6.0
 _BATCH_TOKENS = 4096

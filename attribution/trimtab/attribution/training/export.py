@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 
 from trimtab.attribution.embedded import EMBEDDED_MODEL, model_path
-from trimtab.attribution.training.cache import SINK_RATIO, LowerModel, read_shard
+from trimtab.attribution.training.cache import LEARNT, SINK_RATIO, LowerModel, read_shard
 from trimtab.attribution.training.card import card
 from trimtab.attribution.training.corpus import Document
 from trimtab.attribution.training.documents import documents, samples_digest
@@ -45,7 +45,7 @@ def export(data: DataPlan, plan: TrainPlan, folder: Path, note: str, progress: P
     sae = JumpReLU.load(folder)
 
     held = [read_shard(path) for path in sorted(cached.glob("held*-*.safetensors"))]
-    learnt = sorted([*cached.glob("samples-*.safetensors"), *cached.glob("corpus-*.safetensors")], reverse=True)
+    learnt = sorted((path for name in LEARNT for path in cached.glob(f"{name}-*.safetensors")), reverse=True)
     task = progress.add_task("latents' statistics", total=len(held) + len(learnt[:_LATENT_SHARDS]))
     latents = Latents(sae)
     for shard in (*held, *(read_shard(path) for path in learnt[:_LATENT_SHARDS])):

@@ -23,6 +23,9 @@ class DataPlan:
 
     text_tokens: int = 800_000
     dialogue_tokens: int = 480_000
+    more_text_tokens: int = 120_000
+    """Text and dialogue beyond the above, in shards of their own: the first ones stay as they were cached."""
+    more_dialogue_tokens: int = 100_000
     n_samples: int = 672
     max_new_tokens: int = 120
     seed: int = 7
@@ -41,7 +44,7 @@ class TrainPlan:
     """Steps in which it falls."""
     batch: int = 2048
     """Tokens per step."""
-    steps: int = 3000
+    steps: int = 4200
     lr: float = 1e-3
     warmup: int = 50
     """Steps of linear warm-up."""

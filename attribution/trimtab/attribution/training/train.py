@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from trimtab.attribution.training.cache import read_shard
+from trimtab.attribution.training.cache import LEARNT, read_shard
 from trimtab.attribution.training.dictionary import Dictionary, add_auxiliary, batch_top_k, gradients
 from trimtab.attribution.training.plan import TrainPlan
 
@@ -39,7 +39,7 @@ class Store:
     def refresh(self, first: Sequence[str] = ()) -> int:
         """Read the shards not read yet, those named `first` before the others; the number of tokens now here."""
         parts = [self._h] if self.n_tokens else []
-        there = (*self._folder.glob("samples-*.safetensors"), *self._folder.glob("corpus-*.safetensors"))
+        there = [path for name in LEARNT for path in self._folder.glob(f"{name}-*.safetensors")]
         for name in (*first, *sorted({path.name for path in there} - set(first), reverse=True)):
             if name not in self.shards:
                 shard = read_shard(self._folder / name)
