@@ -1,8 +1,25 @@
 """Adapter to vLLM's V2 model runner (`v1/worker/gpu/model_runner.py`), the default on CUDA.
 
-Run on the CPU through Triton's interpreter: steered and unsteered requests mixed equal transformers, with whole proofs. Not yet run on
-a GPU.
+Run on the CPU through Triton's interpreter: steered and unsteered requests mixed equal transformers, with whole proofs. Not yet
+run on a GPU.
 
+finish_requests          requests go; preempted ones come back through add_requests, and keep their tallies meanwhile
+add_requests             NewRequestData.prompt_len stays the prompt's length when a preempted request returns
+gather_batch_req_state   the rows of the step, in batch order, before graph dispatch; dummy runs give no batch
+sample_tokens            the step's proofs ride on its output
+"""
+
+from typing import Any
+
+from trimtab.server.engine.edit_state import EditState
+from trimtab.server.engine.runner_v1 import arrivals, hand_over, require
+
+__all__ = ["install"]
+
+
+def install(runner: Any, state: EditState) -> None:
+    """Wrap the methods of this runner instance."""
+    require(runner, "finish_requests", "add_requests", "gather_batch_req_state", "sample_tokens", "req_states")
     finish_requests, add_requests = runner.finish_requests, runner.add_requests
     gather, sample_tokens = runner.gather_batch_req_state, runner.sample_tokens
 
