@@ -1,12 +1,11 @@
 """Adapter to vLLM's V2 model runner (`v1/worker/gpu/model_runner.py`), the default on CUDA.
 
-Run on the CPU through Triton's interpreter: steered and unsteered requests mixed equal transformers, with whole proofs. Not yet
-run on a GPU.
+Run on the CPU through Triton's interpreter, where steered and unsteered requests, mixed, equal transformers; not yet on a GPU.
 
-finish_requests          requests go; preempted ones come back through add_requests, and keep their tallies meanwhile
-add_requests             NewRequestData.prompt_len stays the prompt's length when a preempted request returns
-gather_batch_req_state   the rows of the step, in batch order, before graph dispatch; dummy runs give no batch
-sample_tokens            the step's proofs ride on its output
+    finish_requests          requests go; preempted ones come back through add_requests, and keep their tallies meanwhile
+    add_requests             NewRequestData.prompt_len stays the prompt's length when a preempted request returns
+    gather_batch_req_state   the rows of the step, in batch order, before graph dispatch; dummy runs give no batch
+    sample_tokens            the step's proofs ride on its output
 """
 
 from typing import Any
