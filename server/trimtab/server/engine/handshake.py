@@ -1,6 +1,8 @@
 """Every worker proves, before the first request, that its hooks are installed and called; else the server refuses to start.
 
-async   await prove(engine_client, {content hashes})      sync    prove_llm(llm, {content hashes})
+    async   await prove(engine_client, {content hashes})      sync    prove_llm(llm, {content hashes})
+
+A worker whose hooks have not been called yet runs one dummy forward before it answers.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,9 +1,11 @@
 """Adapter to vLLM's V1 model runner (`v1/worker/gpu_model_runner.py`): the one that runs on CPU, and the fallback on CUDA.
 
-_update_states    requests come and go; also in steps without tokens, which never reach _prepare_inputs
-_prepare_inputs   the rows of the step: req_ids in batch order, absolute positions from num_computed_tokens_cpu
-sample_tokens     the step's proofs ride on its output
-_dummy_run        profiling and warm-up edit nothing
+Methods of the runner's instance are wrapped, never of its class:
+
+    _update_states    requests come and go; also in steps without tokens, which never reach _prepare_inputs
+    _prepare_inputs   the rows of the step: req_ids in batch order, absolute positions from num_computed_tokens_cpu
+    sample_tokens     the step's proofs ride on its output
+    _dummy_run        profiling and warm-up edit nothing
 """
 
 from typing import Any
