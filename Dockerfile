@@ -1,6 +1,6 @@
 # The CPU target: `trimtab serve` with vLLM's CPU build.
 #
-#   docker build -t trimtab .
+#   docker build -t trimtab --build-arg TORCH="…" .     TORCH: pip's arguments for a CPU build of PyTorch, from its install page
 #   docker run -p 8000:8000 -e TRIMTAB_API_KEY=… -v trimtab-cache:/cache -v ./bundles:/bundles:ro trimtab \
 #       serve smollm2-135m-instruct --host 0.0.0.0 --bundle /bundles/pretends-human.safetensors
 #
@@ -10,14 +10,15 @@ FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/trimtab
 WORKDIR /src
-# PyTorch's public index of CPU builds; vLLM's CPU wheel asks for exactly this one.
-RUN /opt/trimtab/bin/pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+# vLLM's CPU wheel asks for exactly this release; without TORCH, pip takes its default build, which may be for CUDA.
+ARG TORCH=""
+RUN /opt/trimtab/bin/pip install $TORCH torch==2.13.0
 COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY attribution attribution
 COPY clients clients
 COPY server server
-RUN /opt/trimtab/bin/pip install --extra-index-url https://download.pytorch.org/whl/cpu '.[cpu]' torch==2.13.0 \
+RUN /opt/trimtab/bin/pip install $TORCH '.[cpu]' torch==2.13.0 \
     && /opt/trimtab/bin/pip uninstall -y torchvision torchaudio torchcodec
 
 FROM python:3.11-slim-bookworm

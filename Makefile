@@ -1,7 +1,7 @@
 # Every target makes its own virtual environment first; `make help` lists them.
 #
-# TORCH    more arguments for pip, for a machine where it sees no CPU build of PyTorch by itself:
-#          make TORCH="--extra-index-url https://download.pytorch.org/whl/cpu" demo
+# TORCH    more arguments for pip, for a machine where it sees no CPU build of PyTorch by itself: those that PyTorch's
+#          install page ("Get started", Pip, CPU) shows after the package names
 # EXTRAS   what to install; on CUDA: make EXTRAS=cuda,dev demo
 # PYTHON   the Python (3.11 or later) that the environment is made with
 
