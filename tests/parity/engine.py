@@ -75,8 +75,11 @@ class Engine:
         self.llm.reset_prefix_cache()
 
     def close(self) -> None:
-        """End the engine's processes."""
-        self.llm.llm_engine.engine_core.shutdown()
+        """End the engine's processes, and the sockets to them, which vLLM leaves to the garbage collector."""
+        core: Any = self.llm.llm_engine.engine_core
+        core.shutdown()
+        core.output_queue_thread.join(10)
+        core.ctx.term()
 
 
 def _answer(output: Any) -> Answer:

@@ -21,8 +21,8 @@ from trimtab.attribution.stats import Stats
 
 __all__ = ["DEFAULT_AMOUNT", "Authored", "vector_rows"]
 
-DEFAULT_AMOUNT = 0.2
-"""Of `add` and `clamp`, in units of a latent's largest activation: ten latents then move ‖h‖ by about a fifth."""
+DEFAULT_AMOUNT = 0.1
+"""Of `add` and `clamp`, in units of a latent's largest activation: ten latents then move ‖h‖ by a fifth at most."""
 
 
 @dataclass(frozen=True)

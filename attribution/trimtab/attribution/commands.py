@@ -59,7 +59,7 @@ def attribute(
     ] = "add",
     amount: Annotated[
         float | None,
-        typer.Option(help="add: amount; clamp: target; scale: factor.", show_default="add, clamp: 0.2 max_act"),
+        typer.Option(help="add: amount; clamp: target; scale: factor.", show_default="add, clamp: 0.1 max_act"),
     ] = None,
     unit: Annotated[Literal["raw", "max_act"], typer.Option(help="Unit of the amount of add and clamp.")] = "raw",
     scope: Annotated[
