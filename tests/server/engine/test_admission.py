@@ -24,6 +24,7 @@ def config(**changes: Any) -> Any:
         ),
         "parallel_config": SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False, prefill_context_parallel_size=1),
         "device_config": SimpleNamespace(device_type="cpu"),
+        "scheduler_config": SimpleNamespace(async_scheduling=False),
         "speculative_config": None,
         "kv_transfer_config": None,
     }
@@ -44,6 +45,11 @@ def test_a_plan_of_loaded_bundles_is_admitted() -> None:
     assert admission.refusal(PLAN.wire(), config()) is None
 
 
+@pytest.mark.parametrize("change", [{"speculative_config": object()}, {"scheduler_config__async_scheduling": True}])
+def test_speculation_and_asynchronous_scheduling_are_fine_apart(change: dict[str, Any]) -> None:
+    assert admission.refusal(PLAN.wire(), config(**change)) is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -51,7 +57,7 @@ def test_a_plan_of_loaded_bundles_is_admitted() -> None:
         ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"parallel_config__enable_dbo": True}, "dual-batch overlap"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
-        ({"speculative_config": object()}, "speculative decoding"),
+        ({"speculative_config": object(), "scheduler_config__async_scheduling": True}, "--no-async-scheduling"),
         ({"kv_transfer_config": object()}, "external KV store"),
     ],
 )

@@ -47,10 +47,13 @@ def fresh(n_slots: int = 8, *, graphs: bool = False) -> EditState:
     return EditState(LAYERS, tables, DevicePath(LAYERS, D, n_slots, 64, cpu) if graphs else None)
 
 
-def step(state: EditState, *requests: tuple[str, int, int]) -> tuple[dict[int, set[int]], dict[str, dict[str, Any]]]:
+def step(
+    state: EditState, *requests: tuple[str, int, int], drafts: dict[str, int] | None = None
+) -> tuple[dict[int, set[int]], dict[str, dict[str, Any]]]:
     """Run (request, first position, tokens) as one forward: the edited rows by layer, and the proofs."""
     n = sum(length for _, _, length in requests)
-    state.prepare([r for r, _, _ in requests], [a for _, a, _ in requests], [length for _, _, length in requests])
+    ids, starts, lengths = zip(*requests, strict=True)
+    state.prepare(ids, starts, lengths, drafts or {})
     edited = {}
     for layer in LAYERS:
         hidden = torch.ones(n, D)
@@ -115,6 +118,49 @@ def test_any_chunking_and_any_preemption_count_each_position_once(
     if position < end:
         _, proofs = step(state, ("r", position, end - position))
     proof.verify(wanted, proofs.get("r"), n_prompt, [n_completion])
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.sampled_from([ALL, PROMPT, COMPLETION, BOTH]),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(0, 3),
+    st.randoms(use_true_random=False),
+)
+def test_drafts_count_once_they_are_accepted_and_kept(
+    wanted: Plan, n_prompt: int, n_completion: int, surplus: int, random: Any
+) -> None:
+    """Speculative decoding: rejected drafts are run again, and those beyond a stop are dropped by the scheduler."""
+    state = fresh()
+    state.arrive("r", wanted.wire(), n_prompt)
+    end = n_prompt - 1 + n_completion
+    _, proofs = step(state, ("r", 0, n_prompt))
+    position = n_prompt
+    while position < end:
+        if random.random() < 0.2:
+            step(state, ("r", 0, position))  # preempted: all that is known is computed again, without drafts
+        n = random.randint(0, 3)
+        edited, proofs = step(state, ("r", position, 1 + n), drafts={"r": n})
+        if wanted is ALL:
+            assert edited[1] == set(range(1 + n))
+        position += 1 + random.randint(0, n)
+    proof.verify(wanted, proof.settled(proofs["r"], end), n_prompt, [n_completion])
+
+
+def test_a_rejected_draft_leaves_no_trace_in_the_largest_norm() -> None:
+    state = fresh()
+    state.arrive("r", ALL.wire(), 2)
+    step(state, ("r", 0, 2))
+    state.prepare(["r"], [2], [3], {"r": 2})
+    small = torch.full((3, D), 100.0)
+    small[2] = 1e-3  # the second draft's stream is tiny, so its ratio is huge
+    state.run(1, small, None)
+    raw = state.collect()()["r"]
+    seen = [proof.settled(raw, end)["hook_points"]["blocks.1.resid_post"]["max_relative_norm"] for end in (4, 5)]
+    assert seen[0] < 1 < seen[1]
+    _, proofs = step(state, ("r", 4, 1))
+    assert proofs["r"]["hook_points"]["blocks.1.resid_post"]["max_relative_norm"] < 1
 
 
 @given(st.integers(2, 40), st.data())

@@ -30,8 +30,11 @@ def obstacle(config: Any) -> str | None:
         return "dual-batch overlap splits the rows of a step; start without --enable-dbo"
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         return "prefill context parallelism re-partitions the rows of a step; start without it"
-    if config.speculative_config is not None:
-        return "speculative decoding runs draft tokens, which the proof cannot count yet; start without --speculative-config"
+    if config.speculative_config is not None and config.scheduler_config.async_scheduling:
+        return (
+            "with asynchronous scheduling a step starts before it is known which drafts of the last one were accepted, so the "
+            "proof cannot count them; start with --no-async-scheduling, or without --speculative-config"
+        )
     if config.kv_transfer_config is not None:
         return "an external KV store does not see the edit in its keys; start without --kv-transfer-config"
     return None

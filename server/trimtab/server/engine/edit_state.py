@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +51,20 @@ class Request:
     high_water: int = 0
     """Positions below were run or came out of the cache: recomputing them after a preemption counts nothing."""
     failure: str | None = None
+    drafted: int = 0
+    """Positions below were run in the last step, drafts of speculative decoding included."""
+    drafts: list[tuple[int, int, float]] = field(default_factory=list)
+    """(layer, position, ‖Δ‖/‖h‖) of the last step's edited drafts, which count once they are accepted."""
+
+    def settle(self, start: int) -> None:
+        """Count the drafts that were accepted: those below the first position of the request's next step."""
+        for layer, position, norm in self.drafts:
+            if position < start:
+                tally = self.tallies[layer]
+                tally.completion += 1
+                tally.max_relative_norm = max(tally.max_relative_norm, norm)
+        self.drafts.clear()
+        self.high_water = max(self.high_water, min(start, self.drafted))
 
     def proof(self) -> dict[str, Any]:
         """What was applied so far, as `proof` tells it."""
@@ -66,6 +81,7 @@ class Request:
                 }
                 for layer, tally in self.tallies.items()
             },
+            "drafts": [(f"blocks.{layer}.resid_post", at, norm) for layer, at, norm in self.drafts],
         }
 
 
@@ -75,6 +91,8 @@ class _Count(NamedTuple):
     request: Request
     prompt: int
     completion: int
+    drafts: range
+    """Positions of its last rows that are drafts and not counted before."""
 
 
 @dataclass
@@ -156,14 +174,23 @@ class EditState:
         self._active = []
         self._step = []
 
-    def prepare(self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> None:
-        """Before a forward: request i runs positions [starts[i], starts[i] + lengths[i]), its rows following those of i − 1."""
+    def prepare(
+        self,
+        request_ids: Sequence[str],
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        drafts: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Before a forward: request i runs positions [starts[i], starts[i] + lengths[i]), its rows following those of i − 1.
+
+        The last `drafts[i]` of them are guesses of speculative decoding: edited like the others, counted if they are accepted.
+        """
         self._reset()
         if not self._requests:
             self.idle()
             return
         try:
-            self._prepare(request_ids, starts, lengths)
+            self._prepare(request_ids, starts, lengths, drafts)
         except Exception as e:  # noqa: BLE001 - told to every steered request of the step through its proof
             _log.exception("trimtab: a step could not be prepared")
             step = [(r, self._requests[r]) for r in request_ids if r in self._requests]
@@ -172,14 +199,16 @@ class EditState:
             for _, request in step:
                 request.failure = f"the step could not be prepared: {type(e).__name__}: {e}"
 
-    def _prepare(self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> None:
+    def _prepare(
+        self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int], drafts: Mapping[str, int]
+    ) -> None:
         spans: list[tuple[Span, _Count]] = []
         row = 0
         for request_id, first, n in zip(request_ids, starts, lengths, strict=True):
             request = self._requests.get(request_id)
             if request is not None:
                 self._step.append((request_id, request))
-                spans += self._spans(request, first, first + n, row - first)
+                spans += self._spans(request, first, first + n, row - first, drafts.get(request_id, 0))
             row += n
         if self.path is not None:
             self.path.write([span for span, _ in spans])
@@ -197,10 +226,11 @@ class EditState:
                     state.last = LayerWork(found, self.tables.device)
                 state.work = state.last
 
-    def _spans(self, request: Request, start: int, end: int, offset: int) -> list[tuple[Span, _Count]]:
-        """What to edit in positions [start, end), which are rows [start + offset, end + offset)."""
-        known = request.high_water
-        request.high_water = max(known, end)
+    def _spans(self, request: Request, start: int, end: int, offset: int, n_drafts: int) -> list[tuple[Span, _Count]]:
+        """What to edit in positions [start, end), which are rows [start + offset, end + offset); the last ones are drafts."""
+        request.settle(start)
+        known, sure = request.high_water, end - n_drafts
+        request.high_water, request.drafted = max(known, sure), end
         found: list[tuple[Span, _Count]] = []
         if request.failure is not None:
             return found
@@ -221,7 +251,8 @@ class EditState:
                 return []
             new = max(lo, known)
             prompt = max(0, min(hi, request.n_prompt - 1) - new)
-            count = _Count(request, prompt, max(0, hi - new) - prompt)
+            guessed = range(max(new, sure), hi)
+            count = _Count(request, prompt, max(0, hi - new) - len(guessed) - prompt, guessed)
             found.append((Span(segment.key, slot, lo + offset, hi + offset), count))
         return found
 
@@ -271,7 +302,13 @@ def _tally(layer: int, pieces: Sequence[Piece], counts: list[_Count], ratio_N: N
                 count.request.failure or f"the hook of layer {layer} was not called in a step that needed it"
             )
         return
-    starts = np.cumsum([0, *(piece.stop - piece.start for piece in pieces[:-1])])
+    ends = np.cumsum([piece.stop - piece.start for piece in pieces])
+    starts = np.concatenate([[0], ends[:-1]])
+    for count, end in zip(counts, ends.tolist(), strict=True):
+        if n := len(count.drafts):
+            norms = ratio_N[end - n : end].tolist()
+            count.request.drafts += [(layer, at, norm) for at, norm in zip(count.drafts, norms, strict=True)]
+            ratio_N[end - n : end] = np.where(np.isfinite(norms), 0.0, norms)  # NaN fails the request, accepted or not
     largest = np.maximum.reduceat(ratio_N, starts).tolist()
     for count, norm in zip(counts, largest, strict=True):
         tally = count.request.tallies[layer]

@@ -8,6 +8,7 @@ A proof is {"plan": hash, "samples": n, "failure": None or a sentence, "hook_poi
 "completion_tokens", "cached_prompt_tokens", "max_relative_norm"}}}. Tokens are counted by absolute position, each once however
 often it was computed. Position n_prompt − 1 and later are completion tokens; the last sampled token is never run, so with scope
 `completion` there are exactly as many as tokens were generated. Cached positions came out of blocks that were edited alike.
+Drafts of speculative decoding ride apart, as (hook point, position, ‖Δ‖/‖h‖), until the scheduler knows which were kept.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from trimtab.server.engine.wire import stop
 from trimtab.server.errors import NotApplied
 from trimtab.server.plan import Plan
 
-__all__ = ["KEY", "attach", "expected", "merge", "patch_front_end", "patch_scheduler", "verify"]
+__all__ = ["KEY", "attach", "expected", "merge", "patch_front_end", "patch_scheduler", "settled", "verify"]
 
 KEY = "trimtab"
 """The key of plans in `SamplingParams.extra_args` and of proofs in `kv_transfer_params`."""
@@ -87,6 +88,16 @@ def merge(proofs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def settled(proof: dict[str, Any], end: int) -> dict[str, Any]:
+    """The proof with the drafts of speculative decoding below position `end` counted, and the others dropped."""
+    points = {name: dict(point) for name, point in proof["hook_points"].items()}
+    for name, at, norm in proof["drafts"]:
+        if at < end:
+            points[name]["completion_tokens"] += 1
+            points[name]["max_relative_norm"] = max(points[name]["max_relative_norm"], norm)
+    return {**{k: v for k, v in proof.items() if k != "drafts"}, "hook_points": points}
+
+
 def attach(output: Any, proofs: dict[str, dict[str, Any]]) -> None:
     """Put the proofs of a step on a `ModelRunnerOutput`: a plain dataclass, pickled with all its attributes."""
     output.trimtab = proofs
@@ -107,12 +118,16 @@ def patch_scheduler() -> None:
             for r, proof in proofs.items()
             if proof["failure"] or ((request := self.requests.get(r)) and request.sampling_params.stop)
         }
+        requests = {r: self.requests.get(r) for r in proofs}
         result = original(self, scheduler_output, model_runner_output)
         if proofs:
             for batch in result.values():
                 for output in batch.outputs:
                     proof = proofs.get(output.request_id)
-                    if proof is not None and (output.finish_reason is not None or output.request_id in watched):
+                    request = requests.get(output.request_id)
+                    if proof and request and (output.finish_reason is not None or output.request_id in watched):
+                        # The last token is never run, and what was sampled beyond the end is no longer the request's.
+                        proof = settled(proof, request.num_tokens - 1)
                         output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: proof}
         return result
 

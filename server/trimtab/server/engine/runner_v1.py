@@ -31,7 +31,9 @@ def install(runner: Any, state: EditState) -> None:
     def _prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         batch = runner.input_batch
         n = batch.num_reqs
-        state.prepare(batch.req_ids[:n], batch.num_computed_tokens_cpu[:n].tolist(), num_scheduled_tokens.tolist())
+        starts = batch.num_computed_tokens_cpu[:n].tolist()
+        drafts = {r: len(ids) for r, ids in scheduler_output.scheduled_spec_decode_tokens.items()}
+        state.prepare(batch.req_ids[:n], starts, num_scheduled_tokens.tolist(), drafts)
         return prepare_inputs(scheduler_output, num_scheduled_tokens)
 
     def _sample_tokens(grammar_output: Any) -> Any:

@@ -36,7 +36,8 @@ def install(runner: Any, state: EditState) -> None:
             state.idle()
         else:
             starts = runner.req_states.num_computed_tokens_np[batch.idx_mapping_np]
-            state.prepare(batch.req_ids, starts.tolist(), batch.num_scheduled_tokens.tolist())
+            drafts = {r: len(ids) for r, ids in scheduler_output.scheduled_spec_decode_tokens.items()}
+            state.prepare(batch.req_ids, starts.tolist(), batch.num_scheduled_tokens.tolist(), drafts)
         return batch, uniform
 
     def _sample_tokens(grammar_output: Any) -> Any:
