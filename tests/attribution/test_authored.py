@@ -15,7 +15,8 @@ from trimtab.attribution.run import _bundle
 from trimtab.attribution.sae import SAE
 from trimtab.attribution.stats import Stats
 from trimtab.server.plan import compile_plan
-from trimtab.server.steering import parse_steering
+from trimtab.server.steering import Scope, parse_steering
+from trimtab.server.window import Window
 
 D, L = 6, 5
 
@@ -55,7 +56,7 @@ def test_the_rows_are_those_of_the_plan_that_recommends_them(
     mine = delta(h, edit.rows(sae, stats, latents, strength))
     theirs = sum((delta(h, served(bundle, row)) for row in plan.rows), torch.zeros_like(h))
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
-    assert {(row.layer, row.window.tokens) for row in plan.rows} == {(1, "completion")}
+    assert {(row.layer, row.window) for row in plan.rows} == {(1, Window.of(Scope(tokens="completion")))}
 
 
 def header(edit: Authored, stats: Stats, latents: list[int]) -> Any:

@@ -1,7 +1,7 @@
 """A spec is frozen, says what the server reads, and refuses what can be seen to be wrong."""
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict
 
 import pytest
 
@@ -21,6 +21,9 @@ SPECS = {
             Latent("calm", 5).project(),
             Vector("calm", "difference_in_means").add(0.5, unit="resid_norm"),
             Vector("calm", "difference_in_means").project().during("completion"),
+            Latent("calm", 6).ablate().window(-5, 0, origin="prompt_end").excluding_special(),
+            Latent("calm", 7).scale(2.0).window(4).gated(8, above=0.5, unit="max_act", mode="onward", bundle="kind"),
+            Latent("calm", 9).clamp(1.0).window(stop=3, origin="completion").gated(8, above=1),
         ],
         on_failure="closed",
     ),
@@ -37,6 +40,10 @@ def test_the_server_reads_what_the_client_writes(spec: Steering) -> None:
         assert (theirs.operation, theirs.unit, theirs.strength) == (mine.operation, mine.unit, mine.strength)
         assert theirs.value == (mine.value or 0.0)
         assert (theirs.scope.tokens, theirs.scope.first_token) == (mine.tokens, mine.first_token)
+        assert theirs.scope.exclude_special == mine.exclude_special
+        for read_part, part in ((theirs.scope.window, mine.positions), (theirs.gate, mine.gate)):
+            assert (read_part is None) == (part is None)
+            assert part is None or read_part is None or read_part.model_dump() == asdict(part)
 
 
 def test_openai_gives_the_kwargs_of_a_stock_client() -> None:
@@ -74,6 +81,10 @@ def test_limits_are_those_of_the_server() -> None:
         (lambda: Steering(bundle="calm", strength=101), "steering.strength"),
         (lambda: Latent("calm", 1).clamp(math.inf), "steering.target"),
         (lambda: Latent("calm", 1).ablate().at(-101), "steering.strength"),
+        (lambda: Latent("calm", 1).ablate().window(3, 3), "steering.window"),
+        (lambda: Latent("calm", 1).ablate().window(-3), "steering.window"),
+        (lambda: Latent("calm", 1).ablate().gated(2, above=-1.0), "steering.gate.above"),
+        (lambda: Latent("calm", 1).ablate().gated(2, above=math.nan), "steering.gate.above"),
     ],
 )
 def test_what_is_seen_to_be_wrong_raises_at_once(make, param: str) -> None:  # type: ignore[no-untyped-def]

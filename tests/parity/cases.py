@@ -36,17 +36,17 @@ def _case(name: str, prompt: str, *edits: dict[str, Any], **steering: Any) -> Ca
 def edit(
     operation: str, value: float | None = None, *, at: int = 14, scope: str = "all", **more: Any
 ) -> dict[str, Any]:
-    """The JSON of an edit; `more` names the latent or vector, the unit, the strength."""
+    """The JSON of an edit; `more` names the latent or vector, the unit, the strength, the gate, and what else is in the scope."""
     field = {"add": "amount", "clamp": "target", "scale": "factor"}.get(operation)
-    first = more.pop("first_token", False)
+    where = {"tokens": scope} | {k: more.pop(k) for k in ("window", "exclude_special", "first_token") if k in more}
     target = {} if "vector" in more or "latent" in more else {"latent": 100}
     number = {field: value} if field else {}
-    return (
-        {"bundle": f"l{at}", "operation": operation, "scope": {"tokens": scope, "first_token": first}}
-        | target
-        | number
-        | more
-    )
+    return {"bundle": f"l{at}", "operation": operation, "scope": where} | target | number | more
+
+
+def window(start: int | None, stop: int | None, origin: str = "start") -> dict[str, Any]:
+    """The JSON of a window."""
+    return {"origin": origin, "start": start, "stop": stop}
 
 
 def real(operation: str, value: float | None = None, *, rank: int = 0, **more: Any) -> dict[str, Any]:
@@ -94,6 +94,23 @@ STEERED = (
         edit("ablate", at=3),
         edit("add", 40.0),
         edit("project", vector="u", at=29, scope="completion"),
+    ),
+    # "long" has some 150 tokens: these windows end inside a cache block (of 32) and inside a chunk of prefill (of 64).
+    _case("window, absolute", "long", edit("clamp", 50.0, window=window(20, 71))),
+    _case("window, the last five of the prompt", "chat", edit("add", 80.0, window=window(-5, 0, "prompt_end"))),
+    _case("window, across the prompt's end", "long", edit("scale", 6.0, window=window(-70, 4, "prompt_end"))),
+    _case("window, into the completion", "story", edit("add", 60.0, window=window(2, 6, "completion"))),
+    _case("window, the first completion token", "long", edit("add", 90.0, window=window(None, 1, "completion"))),
+    _case(
+        "window, of the prompt alone", "story", edit("add", 60.0, scope="prompt", window=window(-6, None, "prompt_end"))
+    ),
+    _case(
+        "windows that take turns",
+        "long",
+        edit("ablate", window=window(3, 40)),
+        edit("clamp", 60.0, window=window(40, 100)),
+        edit("add", 30.0, window=window(33, 90)),
+        edit("scale", 5.0, latent=101, window=window(3, None, "completion")),
     ),
     Case("SAE, its busiest latents ablated", "long", {"bundle": "sae"}),
     Case("SAE, its busiest latents doubled down", "chat", {"bundle": "sae", "strength": 2.5}),

@@ -1,10 +1,11 @@
 """Blocks are shared exactly where the same edits touched the same positions; every warm answer equals its cold one."""
 
 import itertools
+from typing import Any
 
 import pytest
 
-from tests.parity.cases import PROMPTS, edit
+from tests.parity.cases import PROMPTS, edit, window
 from tests.parity.engine import ENGINE, Answer, Engine
 from tests.parity.rows import bundles
 from trimtab.server.engine import proof
@@ -25,6 +26,8 @@ CLAMP = plan(edit("clamp", 50.0))
 PROMPT = plan(edit("add", 60.0, scope="prompt"))
 COMPLETION = plan(edit("add", 60.0, scope="completion"))
 LAST_LAYER = plan(edit("add", 60.0, at=29))
+WINDOW = plan(edit("clamp", 60.0, window=window(40, 75)))
+TAIL = plan(edit("add", 60.0, window=window(-40, -3, "prompt_end")))
 
 
 def same(a: Answer, b: Answer) -> bool:
@@ -37,7 +40,16 @@ def check(answer: Answer, wanted: Plan | None) -> None:
 
 
 def test_any_order_on_one_prompt_equals_cold_runs(engine: Engine) -> None:
-    kinds = {"plain": None, "add": ADD, "clamp": CLAMP, "prompt": PROMPT, "completion": COMPLETION, "last": LAST_LAYER}
+    kinds = {
+        "plain": None,
+        "add": ADD,
+        "clamp": CLAMP,
+        "prompt": PROMPT,
+        "completion": COMPLETION,
+        "last": LAST_LAYER,
+        "window": WINDOW,
+        "tail": TAIL,
+    }
     cold = {}
     for name, wanted in kinds.items():
         engine.cold()
@@ -74,6 +86,64 @@ def test_completion_scope_shares_the_plain_prompt(engine: Engine) -> None:
     (after,) = engine.ask([(LONG, None)])
     assert after.cached == whole
     assert same(after, before)
+
+
+def test_an_edit_of_the_last_layer_shares_every_block_and_its_proof_says_so(engine: Engine) -> None:
+    engine.cold()
+    (cold,) = engine.ask([(LONG, LAST_LAYER)])
+    engine.cold()
+    (plain,) = engine.ask([(LONG, None)])
+    (warm,) = engine.ask([(LONG, LAST_LAYER)])
+    whole = (len(plain.prompt) - 1) // BLOCK * BLOCK
+    assert (cold.cached, warm.cached) == (0, whole)
+    assert same(warm, cold)
+    check(warm, LAST_LAYER)
+    assert warm.proof is not None
+    assert warm.proof["hook_points"]["blocks.29.resid_post"]["cached_prompt_tokens"] == whole - 1
+    (plain_again,) = engine.ask([(LONG, None)])
+    assert plain_again.cached == whole
+    assert same(plain_again, plain)
+    (both,) = engine.ask([(LONG, plan(edit("add", 60.0), edit("add", 60.0, at=29)))])
+    assert both.cached == 0
+
+
+def test_prompt_logprobs_of_a_last_layer_edit_are_its_own(engine: Engine) -> None:
+    """vLLM computes the whole prompt again when they are asked for, so no position is left out as cached."""
+    engine.cold()
+    (plain,) = engine.generate([(LONG, None)], n_tokens=1, prompt_logprobs=0)
+    (steered,) = engine.generate([(LONG, LAST_LAYER)], n_tokens=1, prompt_logprobs=0)
+    engine.cold()
+    (cold,) = engine.generate([(LONG, LAST_LAYER)], n_tokens=1, prompt_logprobs=0)
+
+    def logprobs(output: Any) -> list[float]:
+        tokens = output.prompt_token_ids[1:]
+        return [step[token].logprob for step, token in zip(output.prompt_logprobs[1:], tokens, strict=True)]
+
+    assert logprobs(steered) == pytest.approx(logprobs(cold), abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(logprobs(steered), logprobs(plain), strict=True)) > 0.1
+
+
+def test_a_window_shares_the_blocks_before_it(engine: Engine) -> None:
+    engine.cold()
+    engine.ask([(LONG, None)])
+    (late,) = engine.ask([(LONG, WINDOW)])
+    assert late.cached == BLOCK
+    check(late, WINDOW)
+    (again,) = engine.ask([(LONG, WINDOW)])
+    assert again.cached == (len(late.prompt) - 1) // BLOCK * BLOCK
+    assert same(again, late)
+    check(again, WINDOW)
+
+
+def test_a_window_from_the_prompts_end_is_another_edit_in_a_longer_prompt(engine: Engine) -> None:
+    engine.cold()
+    (first,) = engine.ask([(LONG, TAIL)])
+    longer = first.prompt + first.prompt[1:21]
+    (warm,) = engine.ask([(longer, TAIL)])
+    check(warm, TAIL)
+    engine.cold()
+    (cold,) = engine.ask([(longer, TAIL)])
+    assert same(warm, cold)
 
 
 def test_the_same_plan_shares_its_blocks_and_the_proof_counts_them_apart(engine: Engine) -> None:

@@ -8,7 +8,7 @@ import pytest
 from trimtab.attribution.bundle import RecommendedEdit
 from trimtab.attribution.edit import OPERATIONS
 from trimtab.client import Applied, BundleSummary, HookPoint, Validation
-from trimtab.server.steering import Edit, Scope, ScopeTokens, Steering
+from trimtab.server.steering import Edit, Gate, GateMode, Origin, PositionWindow, Scope, ScopeTokens, Steering
 from trimtab.v1 import steering_pb2 as v1
 
 
@@ -21,13 +21,13 @@ def names(message: Any) -> set[str]:
 
 
 def python_names(kind: Any) -> set[str]:
-    """The names of a dataclass in the contract's spelling: `prompt_tokens` and `n_latents` are counts there."""
+    """The names of a dataclass in the contract's spelling: `prompt_tokens`, `gate_firings`, `n_latents` are counts there."""
     spelt = set()
     for field in fields(kind):
         name = field.name
         if name.startswith("n_"):
             name = name.removeprefix("n_").removesuffix("s") + "_count"
-        elif name.endswith("_tokens"):
+        elif name.endswith(("_tokens", "_firings")):
             name = name.removesuffix("s") + "_count"
         spelt.add(name)
     return spelt
@@ -37,12 +37,16 @@ def test_enums_have_the_words_of_the_json() -> None:
     assert words(v1.Operation, "OPERATION_") == set(OPERATIONS)
     assert words(v1.Unit, "UNIT_") == set(get_args(Edit.model_fields["unit"].annotation))
     assert words(v1.ScopeTokens, "SCOPE_TOKENS_") == set(get_args(ScopeTokens))
+    assert words(v1.Origin, "ORIGIN_") == set(get_args(Origin))
+    assert words(v1.GateMode, "GATE_MODE_") == set(get_args(GateMode))
     assert words(v1.OnFailure, "ON_FAILURE_") == set(get_args(Steering.model_fields["on_failure"].annotation))
     assert words(v1.Status, "STATUS_") == {"applied", "not_requested", "failed_open", "requested"}
 
 
 def test_requests_have_the_fields_of_the_json() -> None:
     assert names(v1.Scope) == set(Scope.model_fields)
+    assert names(v1.PositionWindow) == set(PositionWindow.model_fields)
+    assert names(v1.Gate) == set(Gate.model_fields)
     assert names(v1.Edit) == set(Edit.model_fields)
     assert names(v1.Steering) - {"free_form"} | {"edits"} == set(Steering.model_fields)
     assert names(v1.RecommendedEdit) == set(RecommendedEdit.model_fields)

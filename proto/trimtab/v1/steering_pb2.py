@@ -24,39 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19trimtab/v1/steering.proto\x12\ntrimtab.v1\"E\n\x05Scope\x12\'\n\x06tokens\x18\x01 \x01(\x0e\x32\x17.trimtab.v1.ScopeTokens\x12\x13\n\x0b\x66irst_token\x18\x02 \x01(\x08\"\x96\x02\n\x04\x45\x64it\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x10\n\x06latent\x18\x02 \x01(\rH\x00\x12\x10\n\x06vector\x18\x03 \x01(\tH\x00\x12(\n\toperation\x18\x04 \x01(\x0e\x32\x15.trimtab.v1.Operation\x12\x10\n\x06\x61mount\x18\x05 \x01(\x01H\x01\x12\x10\n\x06target\x18\x06 \x01(\x01H\x01\x12\x10\n\x06\x66\x61\x63tor\x18\x07 \x01(\x01H\x01\x12\x1e\n\x04unit\x18\x08 \x01(\x0e\x32\x10.trimtab.v1.Unit\x12\x15\n\x08strength\x18\t \x01(\x01H\x02\x88\x01\x01\x12 \n\x05scope\x18\n \x01(\x0b\x32\x11.trimtab.v1.ScopeB\x0b\n\tdirectionB\x07\n\x05valueB\x0b\n\t_strength\"(\n\x05\x45\x64its\x12\x1f\n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x10.trimtab.v1.Edit\"\x9d\x01\n\x08Steering\x12\x10\n\x06\x62undle\x18\x01 \x01(\tH\x00\x12&\n\tfree_form\x18\x02 \x01(\x0b\x32\x11.trimtab.v1.EditsH\x00\x12\x15\n\x08strength\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12)\n\non_failure\x18\x04 \x01(\x0e\x32\x15.trimtab.v1.OnFailureB\x08\n\x06sourceB\x0b\n\t_strength\"\x9e\x01\n\x0eHookPointProof\x12\x12\n\nhook_point\x18\x01 \x01(\t\x12\x1a\n\x12prompt_token_count\x18\x02 \x01(\r\x12\x1e\n\x16\x63ompletion_token_count\x18\x03 \x01(\r\x12!\n\x19\x63\x61\x63hed_prompt_token_count\x18\x04 \x01(\r\x12\x19\n\x11max_relative_norm\x18\x05 \x01(\x01\"\x87\x02\n\x07\x41pplied\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.trimtab.v1.Status\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\x0f\n\x07\x62undles\x18\x03 \x03(\t\x12\x1a\n\x12prompt_token_count\x18\x04 \x01(\r\x12\x1e\n\x16\x63ompletion_token_count\x18\x05 \x01(\r\x12!\n\x19\x63\x61\x63hed_prompt_token_count\x18\x06 \x01(\r\x12\x19\n\x11max_relative_norm\x18\x07 \x01(\x01\x12/\n\x0bhook_points\x18\x08 \x03(\x0b\x32\x1a.trimtab.v1.HookPointProof\x12\x0e\n\x06reason\x18\t \x01(\t\"\xd4\x01\n\x0fRecommendedEdit\x12\x10\n\x06latent\x18\x01 \x01(\rH\x00\x12\x10\n\x06vector\x18\x02 \x01(\tH\x00\x12(\n\toperation\x18\x03 \x01(\x0e\x32\x15.trimtab.v1.Operation\x12\x13\n\x06\x61mount\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x04unit\x18\x05 \x01(\x0e\x32\x10.trimtab.v1.Unit\x12&\n\x05scope\x18\x06 \x01(\x0e\x32\x17.trimtab.v1.ScopeTokensB\x0b\n\tdirectionB\t\n\x07_amount\"\xc1\x01\n\rBundleSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_hash\x18\x02 \x01(\t\x12\x11\n\tbehaviour\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nhook_point\x18\x05 \x01(\t\x12\x14\n\x0clatent_count\x18\x06 \x01(\r\x12\x14\n\x0cvector_count\x18\x07 \x01(\r\x12*\n\x05\x65\x64its\x18\x08 \x03(\x0b\x32\x1b.trimtab.v1.RecommendedEdit\"S\n\nValidation\x12\x0c\n\x04plan\x18\x01 \x01(\t\x12\x0f\n\x07\x62undles\x18\x02 \x03(\t\x12\x13\n\x0bhook_points\x18\x03 \x03(\t\x12\x11\n\trow_count\x18\x04 \x01(\r*\x90\x01\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x11\n\rOPERATION_ADD\x10\x01\x12\x14\n\x10OPERATION_ABLATE\x10\x02\x12\x13\n\x0fOPERATION_CLAMP\x10\x03\x12\x13\n\x0fOPERATION_SCALE\x10\x04\x12\x15\n\x11OPERATION_PROJECT\x10\x05*Q\n\x04Unit\x12\x14\n\x10UNIT_UNSPECIFIED\x10\x00\x12\x0c\n\x08UNIT_RAW\x10\x01\x12\x10\n\x0cUNIT_MAX_ACT\x10\x02\x12\x13\n\x0fUNIT_RESID_NORM\x10\x03*w\n\x0bScopeTokens\x12\x1c\n\x18SCOPE_TOKENS_UNSPECIFIED\x10\x00\x12\x17\n\x13SCOPE_TOKENS_PROMPT\x10\x01\x12\x1b\n\x17SCOPE_TOKENS_COMPLETION\x10\x02\x12\x14\n\x10SCOPE_TOKENS_ALL\x10\x03*S\n\tOnFailure\x12\x1a\n\x16ON_FAILURE_UNSPECIFIED\x10\x00\x12\x15\n\x11ON_FAILURE_CLOSED\x10\x01\x12\x13\n\x0fON_FAILURE_OPEN\x10\x02*|\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_APPLIED\x10\x01\x12\x18\n\x14STATUS_NOT_REQUESTED\x10\x02\x12\x16\n\x12STATUS_FAILED_OPEN\x10\x03\x12\x14\n\x10STATUS_REQUESTED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19trimtab/v1/steering.proto\x12\ntrimtab.v1\"n\n\x0ePositionWindow\x12\"\n\x06origin\x18\x01 \x01(\x0e\x32\x12.trimtab.v1.Origin\x12\x12\n\x05start\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04stop\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_startB\x07\n\x05_stop\"\x8a\x01\n\x05Scope\x12\'\n\x06tokens\x18\x01 \x01(\x0e\x32\x17.trimtab.v1.ScopeTokens\x12\x13\n\x0b\x66irst_token\x18\x02 \x01(\x08\x12*\n\x06window\x18\x03 \x01(\x0b\x32\x1a.trimtab.v1.PositionWindow\x12\x17\n\x0f\x65xclude_special\x18\x04 \x01(\x08\"y\n\x04Gate\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06latent\x18\x02 \x01(\r\x12\r\n\x05\x61\x62ove\x18\x03 \x01(\x01\x12\x1e\n\x04unit\x18\x04 \x01(\x0e\x32\x10.trimtab.v1.Unit\x12\"\n\x04mode\x18\x05 \x01(\x0e\x32\x14.trimtab.v1.GateMode\"\xb6\x02\n\x04\x45\x64it\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x10\n\x06latent\x18\x02 \x01(\rH\x00\x12\x10\n\x06vector\x18\x03 \x01(\tH\x00\x12(\n\toperation\x18\x04 \x01(\x0e\x32\x15.trimtab.v1.Operation\x12\x10\n\x06\x61mount\x18\x05 \x01(\x01H\x01\x12\x10\n\x06target\x18\x06 \x01(\x01H\x01\x12\x10\n\x06\x66\x61\x63tor\x18\x07 \x01(\x01H\x01\x12\x1e\n\x04unit\x18\x08 \x01(\x0e\x32\x10.trimtab.v1.Unit\x12\x15\n\x08strength\x18\t \x01(\x01H\x02\x88\x01\x01\x12 \n\x05scope\x18\n \x01(\x0b\x32\x11.trimtab.v1.Scope\x12\x1e\n\x04gate\x18\x0b \x01(\x0b\x32\x10.trimtab.v1.GateB\x0b\n\tdirectionB\x07\n\x05valueB\x0b\n\t_strength\"(\n\x05\x45\x64its\x12\x1f\n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x10.trimtab.v1.Edit\"\x9d\x01\n\x08Steering\x12\x10\n\x06\x62undle\x18\x01 \x01(\tH\x00\x12&\n\tfree_form\x18\x02 \x01(\x0b\x32\x11.trimtab.v1.EditsH\x00\x12\x15\n\x08strength\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12)\n\non_failure\x18\x04 \x01(\x0e\x32\x15.trimtab.v1.OnFailureB\x08\n\x06sourceB\x0b\n\t_strength\"\xf2\x01\n\x0eHookPointProof\x12\x12\n\nhook_point\x18\x01 \x01(\t\x12\x1a\n\x12prompt_token_count\x18\x02 \x01(\r\x12\x1e\n\x16\x63ompletion_token_count\x18\x03 \x01(\r\x12!\n\x19\x63\x61\x63hed_prompt_token_count\x18\x04 \x01(\r\x12\x19\n\x11max_relative_norm\x18\x05 \x01(\x01\x12\x1a\n\x12mean_relative_norm\x18\x06 \x01(\x01\x12\x19\n\x11gate_firing_count\x18\x07 \x01(\r\x12\x1b\n\x13special_token_count\x18\x08 \x01(\r\"\xdb\x02\n\x07\x41pplied\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.trimtab.v1.Status\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\x0f\n\x07\x62undles\x18\x03 \x03(\t\x12\x1a\n\x12prompt_token_count\x18\x04 \x01(\r\x12\x1e\n\x16\x63ompletion_token_count\x18\x05 \x01(\r\x12!\n\x19\x63\x61\x63hed_prompt_token_count\x18\x06 \x01(\r\x12\x19\n\x11max_relative_norm\x18\x07 \x01(\x01\x12/\n\x0bhook_points\x18\x08 \x03(\x0b\x32\x1a.trimtab.v1.HookPointProof\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x1a\n\x12mean_relative_norm\x18\n \x01(\x01\x12\x19\n\x11gate_firing_count\x18\x0b \x01(\r\x12\x1b\n\x13special_token_count\x18\x0c \x01(\r\"\xd4\x01\n\x0fRecommendedEdit\x12\x10\n\x06latent\x18\x01 \x01(\rH\x00\x12\x10\n\x06vector\x18\x02 \x01(\tH\x00\x12(\n\toperation\x18\x03 \x01(\x0e\x32\x15.trimtab.v1.Operation\x12\x13\n\x06\x61mount\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x04unit\x18\x05 \x01(\x0e\x32\x10.trimtab.v1.Unit\x12&\n\x05scope\x18\x06 \x01(\x0e\x32\x17.trimtab.v1.ScopeTokensB\x0b\n\tdirectionB\t\n\x07_amount\"\xc1\x01\n\rBundleSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_hash\x18\x02 \x01(\t\x12\x11\n\tbehaviour\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nhook_point\x18\x05 \x01(\t\x12\x14\n\x0clatent_count\x18\x06 \x01(\r\x12\x14\n\x0cvector_count\x18\x07 \x01(\r\x12*\n\x05\x65\x64its\x18\x08 \x03(\x0b\x32\x1b.trimtab.v1.RecommendedEdit\"S\n\nValidation\x12\x0c\n\x04plan\x18\x01 \x01(\t\x12\x0f\n\x07\x62undles\x18\x02 \x03(\t\x12\x13\n\x0bhook_points\x18\x03 \x03(\t\x12\x11\n\trow_count\x18\x04 \x01(\r*\x90\x01\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x11\n\rOPERATION_ADD\x10\x01\x12\x14\n\x10OPERATION_ABLATE\x10\x02\x12\x13\n\x0fOPERATION_CLAMP\x10\x03\x12\x13\n\x0fOPERATION_SCALE\x10\x04\x12\x15\n\x11OPERATION_PROJECT\x10\x05*Q\n\x04Unit\x12\x14\n\x10UNIT_UNSPECIFIED\x10\x00\x12\x0c\n\x08UNIT_RAW\x10\x01\x12\x10\n\x0cUNIT_MAX_ACT\x10\x02\x12\x13\n\x0fUNIT_RESID_NORM\x10\x03*w\n\x0bScopeTokens\x12\x1c\n\x18SCOPE_TOKENS_UNSPECIFIED\x10\x00\x12\x17\n\x13SCOPE_TOKENS_PROMPT\x10\x01\x12\x1b\n\x17SCOPE_TOKENS_COMPLETION\x10\x02\x12\x14\n\x10SCOPE_TOKENS_ALL\x10\x03*`\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x10\n\x0cORIGIN_START\x10\x01\x12\x15\n\x11ORIGIN_PROMPT_END\x10\x02\x12\x15\n\x11ORIGIN_COMPLETION\x10\x03*P\n\x08GateMode\x12\x19\n\x15GATE_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fGATE_MODE_TOKEN\x10\x01\x12\x14\n\x10GATE_MODE_ONWARD\x10\x02*S\n\tOnFailure\x12\x1a\n\x16ON_FAILURE_UNSPECIFIED\x10\x00\x12\x15\n\x11ON_FAILURE_CLOSED\x10\x01\x12\x13\n\x0fON_FAILURE_OPEN\x10\x02*|\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_APPLIED\x10\x01\x12\x18\n\x14STATUS_NOT_REQUESTED\x10\x02\x12\x16\n\x12STATUS_FAILED_OPEN\x10\x03\x12\x14\n\x10STATUS_REQUESTED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trimtab.v1.steering_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATION']._serialized_start=1519
-  _globals['_OPERATION']._serialized_end=1663
-  _globals['_UNIT']._serialized_start=1665
-  _globals['_UNIT']._serialized_end=1746
-  _globals['_SCOPETOKENS']._serialized_start=1748
-  _globals['_SCOPETOKENS']._serialized_end=1867
-  _globals['_ONFAILURE']._serialized_start=1869
-  _globals['_ONFAILURE']._serialized_end=1952
-  _globals['_STATUS']._serialized_start=1954
-  _globals['_STATUS']._serialized_end=2078
-  _globals['_SCOPE']._serialized_start=41
-  _globals['_SCOPE']._serialized_end=110
-  _globals['_EDIT']._serialized_start=113
-  _globals['_EDIT']._serialized_end=391
-  _globals['_EDITS']._serialized_start=393
-  _globals['_EDITS']._serialized_end=433
-  _globals['_STEERING']._serialized_start=436
-  _globals['_STEERING']._serialized_end=593
-  _globals['_HOOKPOINTPROOF']._serialized_start=596
-  _globals['_HOOKPOINTPROOF']._serialized_end=754
-  _globals['_APPLIED']._serialized_start=757
-  _globals['_APPLIED']._serialized_end=1020
-  _globals['_RECOMMENDEDEDIT']._serialized_start=1023
-  _globals['_RECOMMENDEDEDIT']._serialized_end=1235
-  _globals['_BUNDLESUMMARY']._serialized_start=1238
-  _globals['_BUNDLESUMMARY']._serialized_end=1431
-  _globals['_VALIDATION']._serialized_start=1433
-  _globals['_VALIDATION']._serialized_end=1516
+  _globals['_OPERATION']._serialized_start=2024
+  _globals['_OPERATION']._serialized_end=2168
+  _globals['_UNIT']._serialized_start=2170
+  _globals['_UNIT']._serialized_end=2251
+  _globals['_SCOPETOKENS']._serialized_start=2253
+  _globals['_SCOPETOKENS']._serialized_end=2372
+  _globals['_ORIGIN']._serialized_start=2374
+  _globals['_ORIGIN']._serialized_end=2470
+  _globals['_GATEMODE']._serialized_start=2472
+  _globals['_GATEMODE']._serialized_end=2552
+  _globals['_ONFAILURE']._serialized_start=2554
+  _globals['_ONFAILURE']._serialized_end=2637
+  _globals['_STATUS']._serialized_start=2639
+  _globals['_STATUS']._serialized_end=2763
+  _globals['_POSITIONWINDOW']._serialized_start=41
+  _globals['_POSITIONWINDOW']._serialized_end=151
+  _globals['_SCOPE']._serialized_start=154
+  _globals['_SCOPE']._serialized_end=292
+  _globals['_GATE']._serialized_start=294
+  _globals['_GATE']._serialized_end=415
+  _globals['_EDIT']._serialized_start=418
+  _globals['_EDIT']._serialized_end=728
+  _globals['_EDITS']._serialized_start=730
+  _globals['_EDITS']._serialized_end=770
+  _globals['_STEERING']._serialized_start=773
+  _globals['_STEERING']._serialized_end=930
+  _globals['_HOOKPOINTPROOF']._serialized_start=933
+  _globals['_HOOKPOINTPROOF']._serialized_end=1175
+  _globals['_APPLIED']._serialized_start=1178
+  _globals['_APPLIED']._serialized_end=1525
+  _globals['_RECOMMENDEDEDIT']._serialized_start=1528
+  _globals['_RECOMMENDEDEDIT']._serialized_end=1740
+  _globals['_BUNDLESUMMARY']._serialized_start=1743
+  _globals['_BUNDLESUMMARY']._serialized_end=1936
+  _globals['_VALIDATION']._serialized_start=1938
+  _globals['_VALIDATION']._serialized_end=2021
 # @@protoc_insertion_point(module_scope)

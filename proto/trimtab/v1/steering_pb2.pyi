@@ -30,6 +30,19 @@ class ScopeTokens(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SCOPE_TOKENS_COMPLETION: _ClassVar[ScopeTokens]
     SCOPE_TOKENS_ALL: _ClassVar[ScopeTokens]
 
+class Origin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ORIGIN_UNSPECIFIED: _ClassVar[Origin]
+    ORIGIN_START: _ClassVar[Origin]
+    ORIGIN_PROMPT_END: _ClassVar[Origin]
+    ORIGIN_COMPLETION: _ClassVar[Origin]
+
+class GateMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GATE_MODE_UNSPECIFIED: _ClassVar[GateMode]
+    GATE_MODE_TOKEN: _ClassVar[GateMode]
+    GATE_MODE_ONWARD: _ClassVar[GateMode]
+
 class OnFailure(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ON_FAILURE_UNSPECIFIED: _ClassVar[OnFailure]
@@ -57,6 +70,13 @@ SCOPE_TOKENS_UNSPECIFIED: ScopeTokens
 SCOPE_TOKENS_PROMPT: ScopeTokens
 SCOPE_TOKENS_COMPLETION: ScopeTokens
 SCOPE_TOKENS_ALL: ScopeTokens
+ORIGIN_UNSPECIFIED: Origin
+ORIGIN_START: Origin
+ORIGIN_PROMPT_END: Origin
+ORIGIN_COMPLETION: Origin
+GATE_MODE_UNSPECIFIED: GateMode
+GATE_MODE_TOKEN: GateMode
+GATE_MODE_ONWARD: GateMode
 ON_FAILURE_UNSPECIFIED: OnFailure
 ON_FAILURE_CLOSED: OnFailure
 ON_FAILURE_OPEN: OnFailure
@@ -66,16 +86,44 @@ STATUS_NOT_REQUESTED: Status
 STATUS_FAILED_OPEN: Status
 STATUS_REQUESTED: Status
 
+class PositionWindow(_message.Message):
+    __slots__ = ("origin", "start", "stop")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    origin: Origin
+    start: int
+    stop: int
+    def __init__(self, origin: _Optional[_Union[Origin, str]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
 class Scope(_message.Message):
-    __slots__ = ("tokens", "first_token")
+    __slots__ = ("tokens", "first_token", "window", "exclude_special")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
     tokens: ScopeTokens
     first_token: bool
-    def __init__(self, tokens: _Optional[_Union[ScopeTokens, str]] = ..., first_token: _Optional[bool] = ...) -> None: ...
+    window: PositionWindow
+    exclude_special: bool
+    def __init__(self, tokens: _Optional[_Union[ScopeTokens, str]] = ..., first_token: _Optional[bool] = ..., window: _Optional[_Union[PositionWindow, _Mapping]] = ..., exclude_special: _Optional[bool] = ...) -> None: ...
+
+class Gate(_message.Message):
+    __slots__ = ("bundle", "latent", "above", "unit", "mode")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    latent: int
+    above: float
+    unit: Unit
+    mode: GateMode
+    def __init__(self, bundle: _Optional[str] = ..., latent: _Optional[int] = ..., above: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., mode: _Optional[_Union[GateMode, str]] = ...) -> None: ...
 
 class Edit(_message.Message):
-    __slots__ = ("bundle", "latent", "vector", "operation", "amount", "target", "factor", "unit", "strength", "scope")
+    __slots__ = ("bundle", "latent", "vector", "operation", "amount", "target", "factor", "unit", "strength", "scope", "gate")
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     LATENT_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +134,7 @@ class Edit(_message.Message):
     UNIT_FIELD_NUMBER: _ClassVar[int]
     STRENGTH_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     latent: int
     vector: str
@@ -96,7 +145,8 @@ class Edit(_message.Message):
     unit: Unit
     strength: float
     scope: Scope
-    def __init__(self, bundle: _Optional[str] = ..., latent: _Optional[int] = ..., vector: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., amount: _Optional[float] = ..., target: _Optional[float] = ..., factor: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., strength: _Optional[float] = ..., scope: _Optional[_Union[Scope, _Mapping]] = ...) -> None: ...
+    gate: Gate
+    def __init__(self, bundle: _Optional[str] = ..., latent: _Optional[int] = ..., vector: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., amount: _Optional[float] = ..., target: _Optional[float] = ..., factor: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., strength: _Optional[float] = ..., scope: _Optional[_Union[Scope, _Mapping]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ...) -> None: ...
 
 class Edits(_message.Message):
     __slots__ = ("edits",)
@@ -117,21 +167,27 @@ class Steering(_message.Message):
     def __init__(self, bundle: _Optional[str] = ..., free_form: _Optional[_Union[Edits, _Mapping]] = ..., strength: _Optional[float] = ..., on_failure: _Optional[_Union[OnFailure, str]] = ...) -> None: ...
 
 class HookPointProof(_message.Message):
-    __slots__ = ("hook_point", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm")
+    __slots__ = ("hook_point", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm", "mean_relative_norm", "gate_firing_count", "special_token_count")
     HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     CACHED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     MAX_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    MEAN_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIRING_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SPECIAL_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     hook_point: str
     prompt_token_count: int
     completion_token_count: int
     cached_prompt_token_count: int
     max_relative_norm: float
-    def __init__(self, hook_point: _Optional[str] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ...) -> None: ...
+    mean_relative_norm: float
+    gate_firing_count: int
+    special_token_count: int
+    def __init__(self, hook_point: _Optional[str] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., mean_relative_norm: _Optional[float] = ..., gate_firing_count: _Optional[int] = ..., special_token_count: _Optional[int] = ...) -> None: ...
 
 class Applied(_message.Message):
-    __slots__ = ("status", "plan", "bundles", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm", "hook_points", "reason")
+    __slots__ = ("status", "plan", "bundles", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm", "hook_points", "reason", "mean_relative_norm", "gate_firing_count", "special_token_count")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +197,9 @@ class Applied(_message.Message):
     MAX_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
     HOOK_POINTS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    MEAN_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIRING_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SPECIAL_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     status: Status
     plan: str
     bundles: _containers.RepeatedScalarFieldContainer[str]
@@ -150,7 +209,10 @@ class Applied(_message.Message):
     max_relative_norm: float
     hook_points: _containers.RepeatedCompositeFieldContainer[HookPointProof]
     reason: str
-    def __init__(self, status: _Optional[_Union[Status, str]] = ..., plan: _Optional[str] = ..., bundles: _Optional[_Iterable[str]] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., hook_points: _Optional[_Iterable[_Union[HookPointProof, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+    mean_relative_norm: float
+    gate_firing_count: int
+    special_token_count: int
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., plan: _Optional[str] = ..., bundles: _Optional[_Iterable[str]] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., hook_points: _Optional[_Iterable[_Union[HookPointProof, _Mapping]]] = ..., reason: _Optional[str] = ..., mean_relative_norm: _Optional[float] = ..., gate_firing_count: _Optional[int] = ..., special_token_count: _Optional[int] = ...) -> None: ...
 
 class RecommendedEdit(_message.Message):
     __slots__ = ("latent", "vector", "operation", "amount", "unit", "scope")

@@ -9,33 +9,32 @@ canonical: the same edits spelt differently are the same plan, share cache block
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from trimtab.attribution.bundle import Bundle, RecommendedEdit
 from trimtab.attribution.edit import coefficients
+from trimtab.server import steering as asked
 from trimtab.server.errors import InvalidSteering, UnknownBundle, Violation
-from trimtab.server.steering import Edit, Scope, ScopeTokens, Steering
+from trimtab.server.steering import Edit, GateMode, Scope, Steering
+from trimtab.server.window import EVERYWHERE, Window
 
-__all__ = ["Plan", "PlanRow", "Segment", "Window", "block_key", "compile_plan"]
+__all__ = ["Gate", "Plan", "PlanRow", "Segment", "Window", "block_key", "compile_plan"]
+
+LARGEST = 3.4e38
+"""Coefficients are fp32 in the engine."""
 
 
-class Window(NamedTuple):
-    """A half-open window of positions, resolved per request by `bounds`."""
+class Gate(NamedTuple):
+    """What opens a row: e · h + b > above, read from the unedited stream at the row's own layer."""
 
-    tokens: ScopeTokens
-    first_token: bool
-
-    def bounds(self, n_prompt: int) -> tuple[int, int | None]:
-        """[lo, hi) in absolute positions of a request whose prompt has `n_prompt` tokens; hi None is the end."""
-        sink = 0 if self.first_token else 1
-        match self.tokens:
-            case "prompt":
-                return sink, max(sink, n_prompt - 1)
-            case "completion":
-                return max(sink, n_prompt - 1), None
-            case "all":
-                return sink, None
+    bundle: str
+    """Content hash."""
+    row: int
+    """Row of a latent in the bundle's tensors."""
+    above: float
+    """In SAE units, and no less than the latent's own threshold: below it the latent does not fire."""
+    mode: GateMode
 
 
 class PlanRow(NamedTuple):
@@ -52,6 +51,19 @@ class PlanRow(NamedTuple):
     """Row in the bundle's tensors."""
     alpha: float
     beta: float
+    exclude_special: bool
+    """Special tokens are left alone."""
+    gate: Gate | None
+
+    @property
+    def is_onward(self) -> bool:
+        """Whether what it does at one position depends on earlier ones of the same request."""
+        return self.gate is not None and self.gate.mode == "onward"
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it depends on the token that it meets."""
+        return self.gate is not None or self.exclude_special
 
 
 class Segment(NamedTuple):
@@ -62,7 +74,13 @@ class Segment(NamedTuple):
     """[lo, hi) in absolute positions; None is the end."""
     rows: tuple[PlanRow, ...]
     key: str
-    """Digest of what the rows do, whatever windows brought them here: equal keys are equal edits."""
+    """Digest of what the rows do, whatever windows brought them here: equal keys are equal edits. Rows gated `onward` keep their
+    window, which says where their gate began to watch."""
+
+    @property
+    def is_onward(self) -> bool:
+        """Whether a row's effect depends on earlier positions of the same request."""
+        return any(row.is_onward for row in self.rows)
 
 
 class Plan(NamedTuple):
@@ -73,9 +91,9 @@ class Plan(NamedTuple):
     """`sha256:` and 32 hex digits of the canonical rows."""
 
     @classmethod
-    def of(cls, rows: list[PlanRow]) -> "Plan":
-        """The canonical plan of these rows; rows that do nothing are dropped."""
-        kept = tuple(sorted(row for row in rows if row.alpha or row.beta))
+    def of(cls, rows: Iterable[PlanRow]) -> "Plan":
+        """The canonical plan of these rows: alike ones are summed, and those that do nothing are dropped."""
+        kept = _canonical(rows)
         return cls(kept, _digest(kept))
 
     @property
@@ -92,14 +110,14 @@ class Plan(NamedTuple):
         for lo, hi in zip(cuts, ends, strict=False):  # without rows there are no cuts, and an end too many
             here = (row for row, (a, b) in zip(self.rows, bounds, strict=True) if a <= lo and (b is None or lo < b))
             # The window is not part of what the rows do here: blanked, so that prompt, completion and all share slots and blocks.
-            rows = tuple(sorted(row._replace(window=_ANYWHERE) for row in here))
+            rows = _canonical(row if row.is_onward else row._replace(window=EVERYWHERE) for row in here)
             if rows:
                 segments.append(Segment(lo, hi, rows, _digest(rows)))
         return tuple(segments)
 
     def wire(self) -> str:
         """The plan as compact JSON text."""
-        return json.dumps({"hash": self.hash, "rows": [_plain(row) for row in self.rows]}, separators=(",", ":"))
+        return json.dumps({"hash": self.hash, "rows": self.rows}, separators=(",", ":"))
 
     @classmethod
     def from_wire(cls, text: str) -> "Plan":
@@ -110,21 +128,17 @@ class Plan(NamedTuple):
         """
         try:
             document = json.loads(text)
-            rows = [
-                PlanRow(int(layer), Window(tokens, bool(first)), bundle, source, int(row), float(alpha), float(beta))
-                for layer, tokens, first, bundle, source, row, alpha, beta in document["rows"]
-            ]
-            if not all(math.isfinite(x) for row in rows for x in (row.alpha, row.beta)):
+            rows = [_read(values) for values in document["rows"]]
+            if not all(
+                math.isfinite(x) for row in rows for x in (row.alpha, row.beta, row.gate.above if row.gate else 0)
+            ):
                 raise ValueError("a coefficient is not finite")
             plan = cls.of(rows)
             if plan.hash != document["hash"]:
                 raise ValueError("the hash does not match the rows")
-        except (ValueError, TypeError, KeyError) as e:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as e:
             raise InvalidSteering([Violation("trimtab", f"not a plan ({e}); make one with compile_plan")]) from e
         return plan
-
-
-_ANYWHERE = Window("all", False)
 
 
 def block_key(segments: tuple[Segment, ...], start: int, end: int) -> tuple[tuple[int, int, str], ...]:
@@ -142,13 +156,36 @@ def block_key(segments: tuple[Segment, ...], start: int, end: int) -> tuple[tupl
     return tuple(key)
 
 
+def _canonical(rows: Iterable[PlanRow]) -> tuple[PlanRow, ...]:
+    alike: dict[PlanRow, list[PlanRow]] = {}
+    for row in rows:
+        alike.setdefault(row._replace(alpha=0.0, beta=0.0), []).append(row)
+    # The formula is linear in (α, β); fsum does not depend on the order, and + 0.0 turns -0.0 into 0.0.
+    summed = (
+        place._replace(alpha=math.fsum(r.alpha for r in same) + 0.0, beta=math.fsum(r.beta for r in same) + 0.0)
+        for place, same in alike.items()
+    )
+    return tuple(sorted((row for row in summed if row.alpha or row.beta), key=_text))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
 def _digest(rows: tuple[PlanRow, ...]) -> str:
-    canonical = json.dumps([_plain(row) for row in rows], separators=(",", ":"), allow_nan=False)
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return "sha256:" + hashlib.sha256(_text(rows).encode()).hexdigest()[:32]
 
 
-def _plain(row: PlanRow) -> list[Any]:
-    return [row.layer, *row.window, *row[2:]]
+def _read(values: Any) -> PlanRow:
+    """The row that was written as this list."""
+    layer, window, bundle, source, row, alpha, beta, special, gate = values
+    lo, lo_end, hi, hi_end = (None if x is None else int(x) for x in window)
+    opens = None
+    if gate is not None:
+        of, latent, above, mode = gate
+        opens = Gate(of, int(latent), float(above), mode)
+    window = Window(lo or 0, lo_end, hi, hi_end)
+    return PlanRow(int(layer), window, bundle, source, int(row), float(alpha), float(beta), bool(special), opens)
 
 
 def compile_plan(steering: Steering, bundles: Mapping[str, Bundle]) -> Plan:
@@ -156,38 +193,97 @@ def compile_plan(steering: Steering, bundles: Mapping[str, Bundle]) -> Plan:
 
     Raises:
         UnknownBundle: a bundle that is not loaded.
-        InvalidSteering: a latent or vector outside its bundle, or two operations on one latent.
+        InvalidSteering: a latent or vector outside its bundle, a scope that no token can be in, a gate at another layer, an
+            amount that is too large, or two operations on one latent.
     """
+    named = steering.edits is not None
     edits = steering.edits if steering.edits is not None else _recommended(steering.bundle or "", bundles)
     rows: list[PlanRow] = []
     violations: list[Violation] = []
-    seen: dict[tuple[str, int | str], list[tuple[int, Scope]]] = {}
+    seen: dict[tuple[str, int | str], list[tuple[int, Window]]] = {}
     for i, edit in enumerate(edits):
-        where = f"steering.edits[{i}]" if steering.edits is not None else "steering.bundle"
-        bundle = _find(edit.bundle, bundles, f"{where}.bundle" if steering.edits is not None else where)
-        digest = bundle.content_hash
-        key: int | str
-        if edit.latent is not None:
-            key = edit.latent
-            if key not in bundle.row_of:
-                violations.append(Violation(f"{where}.latent", _absent("latent", key, edit.bundle, bundle)))
-                continue
-        else:
-            key = edit.vector or ""
-            if key not in bundle.vector_of:
-                violations.append(Violation(f"{where}.vector", _absent("vector", key, edit.bundle, bundle)))
-                continue
-        for j, other in seen.get((digest, key), []):
-            if edit.operation != "add" and _overlap(edit.scope, other):
-                violations.append(
-                    Violation(where, f"edits[{j}] already edits {key!r} on the same tokens; keep one of the two")
-                )
+        where = f"steering.edits[{i}]" if named else "steering.bundle"
+        bundle = _find(edit.bundle, bundles, f"{where}.bundle" if named else where)
+        found = [*_unknown(edit, bundle, where), *_gate_violations(edit, bundle, bundles, where)]
+        window = Window.of(edit.scope)
+        if window.example() is None:
+            found.append(Violation(f"{where}.scope", _EMPTY))
+        violations += found
+        if found:
+            continue
+        row = _row(edit, window, bundle, _gate(edit, bundle, bundles), steering.strength * edit.strength)
+        if not max(abs(row.alpha), abs(row.beta)) <= LARGEST:
+            violations.append(
+                Violation(where, f"its strength comes to {row.alpha or row.beta:.3g}; no number above {LARGEST:g}")
+            )
+            continue
+        rows.append(row)
         if edit.operation != "add":
-            seen.setdefault((digest, key), []).append((i, edit.scope))
-        rows.append(_row(edit, bundle, digest, steering.strength * edit.strength))
+            others = seen.setdefault((bundle.content_hash, _direction(edit)), [])
+            violations += [
+                _conflict(where, j, edit, n) for j, w in others if (n := w.meet(window).example()) is not None
+            ]
+            others.append((i, window))
     if violations:
         raise InvalidSteering(violations)
     return Plan.of(rows)
+
+
+_EMPTY = (
+    "holds no token of any prompt: its window and its `tokens` do not meet, or it is position 0 alone, which needs "
+    "`first_token`"
+)
+
+
+def _conflict(where: str, j: int, edit: Edit, n_prompt: int) -> Violation:
+    return Violation(
+        where,
+        f"edits[{j}] already edits {_direction(edit)!r} on the same tokens (in a prompt of length {n_prompt}, for one), and only "
+        "`add` can be combined; keep one of the two, or give them windows that never meet",
+    )
+
+
+def _direction(edit: Edit) -> int | str:
+    return edit.latent if edit.latent is not None else edit.vector or ""
+
+
+def _unknown(edit: Edit, bundle: Bundle, where: str) -> list[Violation]:
+    kind: Literal["latent", "vector"] = "latent" if edit.latent is not None else "vector"
+    if _direction(edit) in (bundle.row_of if kind == "latent" else bundle.vector_of):
+        return []
+    return [Violation(f"{where}.{kind}", _absent(kind, _direction(edit), edit.bundle, bundle))]
+
+
+def _gate_violations(edit: Edit, bundle: Bundle, bundles: Mapping[str, Bundle], where: str) -> list[Violation]:
+    if edit.gate is None:
+        return []
+    reader = _gate_bundle(edit.gate, edit, bundles, where)
+    if reader.header.layer != bundle.header.layer:
+        return [
+            Violation(
+                f"{where}.gate.bundle",
+                f"reads layer {reader.header.layer} and the edit is at layer {bundle.header.layer}; a gate is a latent of the "
+                "edit's own layer",
+            )
+        ]
+    if edit.gate.latent not in reader.row_of:
+        name = edit.gate.bundle or edit.bundle
+        return [Violation(f"{where}.gate.latent", _absent("latent", edit.gate.latent, name, reader))]
+    return []
+
+
+def _gate_bundle(gate: asked.Gate, edit: Edit, bundles: Mapping[str, Bundle], where: str) -> Bundle:
+    return _find(edit.bundle if gate.bundle is None else gate.bundle, bundles, f"{where}.gate.bundle")
+
+
+def _gate(edit: Edit, bundle: Bundle, bundles: Mapping[str, Bundle]) -> Gate | None:
+    if edit.gate is None:
+        return None
+    reader = _gate_bundle(edit.gate, edit, bundles, "")
+    row = reader.row_of[edit.gate.latent]
+    largest = reader.header.latents[row].max_activation if edit.gate.unit == "max_act" else 1.0
+    above = max(edit.gate.above * largest, float(reader.threshold[row]))
+    return Gate(reader.content_hash, row, above + 0.0, edit.gate.mode)
 
 
 def _recommended(name: str, bundles: Mapping[str, Bundle]) -> tuple[Edit, ...]:
@@ -220,11 +316,7 @@ def _absent(kind: str, key: int | str, name: str, bundle: Bundle) -> str:
     )
 
 
-def _overlap(a: Scope, b: Scope) -> bool:
-    return "all" in (a.tokens, b.tokens) or a.tokens == b.tokens
-
-
-def _row(edit: Edit, bundle: Bundle, digest: str, strength: float) -> PlanRow:
+def _row(edit: Edit, window: Window, bundle: Bundle, gate: Gate | None, strength: float) -> PlanRow:
     header = bundle.header
     baseline = 0.0
     if edit.latent is not None:
@@ -244,5 +336,5 @@ def _row(edit: Edit, bundle: Bundle, digest: str, strength: float) -> PlanRow:
         source = "project" if edit.operation == "project" else "latent"
     else:
         source = "project_vector" if edit.operation == "project" else "vector"
-    window = Window(edit.scope.tokens, edit.scope.first_token)
-    return PlanRow(header.layer, window, digest, source, row, alpha, beta)
+    special = edit.scope.exclude_special
+    return PlanRow(header.layer, window, bundle.content_hash, source, row, alpha, beta, special, gate)

@@ -10,6 +10,14 @@ Token scopes partition a request by what a position predicts, so that they agree
     all         both
 
 Position 0 is the attention sink, whose norm is two orders above the others'; it is left alone unless `first_token` is set.
+A window narrows that further, half open, counted from one of three origins:
+
+    start        absolute positions
+    prompt_end   from n_prompt: −5 … 0 are the last five tokens of the prompt
+    completion   by completion token: token j is predicted at position n_prompt − 1 + j
+
+A gate opens an edit only where another latent of the same layer fires, read from the unedited stream and on the tokens of the
+edit's own scope alone: on that token (`token`), or on it and every later one of the request (`onward`).
 """
 
 from collections.abc import Mapping
@@ -20,32 +28,85 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trimtab.attribution.edit import Operation
 from trimtab.server.errors import InvalidSteering, Violation
 
-__all__ = ["MAX_EDITS", "MAX_STRENGTH", "Edit", "Scope", "ScopeTokens", "Steering", "parse_steering"]
+__all__ = [
+    "MAX_EDITS",
+    "MAX_POSITION",
+    "MAX_STRENGTH",
+    "Edit",
+    "Gate",
+    "GateMode",
+    "Origin",
+    "PositionWindow",
+    "Scope",
+    "ScopeTokens",
+    "Steering",
+    "parse_steering",
+]
 
 MAX_EDITS = 64
 MAX_STRENGTH = 100.0
+MAX_POSITION = 2**31 - 1
 ScopeTokens = Literal["prompt", "completion", "all"]
+Origin = Literal["start", "prompt_end", "completion"]
+GateMode = Literal["token", "onward"]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Strength = Annotated[float, Field(allow_inf_nan=False, strict=True, ge=-MAX_STRENGTH, le=MAX_STRENGTH)]
+
+
+Position = Annotated[int, Field(strict=True, ge=-MAX_POSITION, le=MAX_POSITION)]
+LatentIndex = Annotated[int, Field(strict=True, ge=0)]
 
 
 class _Field(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class PositionWindow(_Field):
+    """A half-open window of positions, [start, stop) from an origin; null is open."""
+
+    origin: Origin = "start"
+    start: Position | None = None
+    stop: Position | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.origin != "prompt_end" and min(self.start or 0, self.stop or 0) < 0:
+            raise ValueError(f"positions from `{self.origin}` are not negative; `prompt_end` counts backwards")
+        if self.start is not None and self.stop is not None and self.start >= self.stop:
+            raise ValueError(f"holds no token: it is half open, and {self.start} is not before {self.stop}")
+        return self
+
+
 class Scope(_Field):
     """Which tokens an edit touches."""
 
     tokens: ScopeTokens = "all"
+    window: PositionWindow | None = None
+    """Only the tokens of this window."""
+    exclude_special: bool = False
+    """Leave alone the positions whose token is one of the tokenizer's special ones."""
     first_token: bool = False
     """Edit position 0 too (the attention sink)."""
+
+
+class Gate(_Field):
+    """A condition on another latent of the same layer, on the tokens of the edit's scope."""
+
+    bundle: str | None = None
+    """The edit's own when null."""
+    latent: LatentIndex
+    above: Annotated[float, Field(allow_inf_nan=False, strict=True, ge=0)]
+    """The edit applies where the latent's activation is larger than this; 0 is wherever it fires."""
+    unit: Literal["raw", "max_act"] = "raw"
+    mode: GateMode = "token"
+    """`token`: on such tokens. `onward`: from the first such token on, that token included."""
 
 
 class Edit(_Field):
     """One free-form edit of a request."""
 
     bundle: str
-    latent: Annotated[int, Field(strict=True, ge=0)] | None = None
+    latent: LatentIndex | None = None
     vector: str | None = None
     operation: Operation
     amount: Number | None = None
@@ -57,6 +118,7 @@ class Edit(_Field):
     unit: Literal["raw", "max_act", "resid_norm"] = "raw"
     strength: Strength = 1.0
     scope: Scope = Scope()
+    gate: Gate | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -19,6 +19,7 @@ def config(**changes: Any) -> Any:
         "model_config": SimpleNamespace(
             runner_type="generate",
             enforce_eager=False,
+            max_model_len=512,
             hf_text_config=SimpleNamespace(num_hidden_layers=3),
             get_hidden_size=lambda: CALM.header.model.d_model,
         ),
@@ -37,7 +38,7 @@ def config(**changes: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = bundles.Loaded("calm", 1, CALM.header.model.d_model, 3, 1)
+    known = bundles.Loaded("calm", 1, CALM.header.model.d_model, 20, 1)
     monkeypatch.setattr(bundles, "_loaded", {CALM.content_hash: known})
 
 
@@ -71,10 +72,16 @@ def test_another_model_is_refused() -> None:
     assert "this model has 1 layers" in (admission.refusal(PLAN.wire(), shallow) or "")
 
 
+def test_a_window_beyond_the_longest_sequence_is_refused() -> None:
+    late = {"bundle": "calm", "latent": 7, "operation": "ablate", "scope": {"window": {"start": 512}}}
+    plan = compile_plan(parse_steering({"edits": [late]}), {"calm": CALM})
+    assert "stops at 512" in (admission.refusal(plan.wire(), config()) or "")
+
+
 def test_more_latents_than_a_graph_holds_are_refused_where_there_are_graphs() -> None:
     wide = random_bundle(layer=1)
     rows = [row for row in PLAN.rows if row.beta][:1] * 17
-    plan = type(PLAN).of([row._replace(beta=-1.0 - i) for i, row in enumerate(rows)])
+    plan = type(PLAN).of([row._replace(row=i) for i, row in enumerate(rows)])
     assert wide.content_hash == CALM.content_hash
     assert admission.refusal(plan.wire(), config()) is None
     graphs = config(device_config__device_type="cuda")

@@ -20,13 +20,19 @@ class HookPoint:
     """What was applied at one hook point."""
 
     prompt_tokens: int
-    """Prompt positions edited in this request's own forward passes."""
+    """Prompt positions in scope, edited in this request's own forward passes."""
     completion_tokens: int
-    """Positions that predict completion tokens and were edited."""
+    """Positions in scope that predict completion tokens, likewise."""
     cached_prompt_tokens: int
     """Prompt positions in scope whose edited state came from the prefix cache."""
+    gate_firings: int
+    """Of those that were not cached, the positions on which a gate was open."""
+    special_tokens: int
+    """Of the same, those that an edit left alone because their token is special."""
     max_relative_norm: float
-    """Largest ‖Δ‖/‖h‖ over the edited positions."""
+    """Largest ‖Δ‖/‖h‖ over the same."""
+    mean_relative_norm: float
+    """Mean ‖Δ‖/‖h‖ over the same."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,10 @@ class Applied:
     prompt_tokens: int
     completion_tokens: int
     cached_prompt_tokens: int
+    gate_firings: int
+    special_tokens: int
     max_relative_norm: float
+    mean_relative_norm: float
     hook_points: Mapping[str, HookPoint]
     """By name, `blocks.14.resid_post`."""
     reason: str | None = None
@@ -111,9 +120,10 @@ def raw_proof(reply: object) -> dict[str, Any] | None:
 
 def _counts(raw: Mapping[str, Any]) -> dict[str, Any]:
     counts: dict[str, Any] = {}
-    for name in ("prompt_tokens", "completion_tokens", "cached_prompt_tokens"):
+    for name in ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "gate_firings", "special_tokens"):
         counts[name] = int(raw.get(name, 0))
-    counts["max_relative_norm"] = float(raw.get("max_relative_norm") or 0.0)
+    for name in ("max_relative_norm", "mean_relative_norm"):
+        counts[name] = float(raw.get(name) or 0.0)
     return counts
 
 

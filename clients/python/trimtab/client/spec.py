@@ -4,6 +4,10 @@
     Steering(edits=[Latent("calm", 5120).clamp(0.0).during("completion")])     edits of your own
     Steering(edits=[Vector("calm", "difference_in_means").add(0.5, unit="resid_norm")])
 
+    Latent("calm", 5120).ablate().window(-5, 0, origin="prompt_end")           the last five tokens of the prompt
+    Latent("calm", 5120).clamp(0.0).gated(77, above=1.5, mode="onward")        once latent 77 has fired above 1.5
+    Latent("calm", 5120).scale(3.0).excluding_special()                        not on the chat template's marks
+
 Strength multiplies: 0 is off, 1 as authored. What can be seen to be wrong without a server raises at once; the rest (bundles,
 latents, ranges) is the server's to refuse.
 """
@@ -17,7 +21,7 @@ from typing import Any, Literal, TypedDict
 
 from trimtab.client.errors import InvalidSteeringError, Violation
 
-__all__ = ["MAX_EDITS", "MAX_STRENGTH", "Edit", "Latent", "Steering", "Vector"]
+__all__ = ["MAX_EDITS", "MAX_STRENGTH", "Edit", "Gate", "Latent", "Steering", "Vector", "Window"]
 
 MAX_EDITS = 64
 MAX_STRENGTH = 100.0
@@ -25,6 +29,8 @@ MAX_STRENGTH = 100.0
 Operation = Literal["add", "ablate", "clamp", "scale", "project"]
 Unit = Literal["raw", "max_act", "resid_norm"]
 Tokens = Literal["prompt", "completion", "all"]
+Origin = Literal["start", "prompt_end", "completion"]
+GateMode = Literal["token", "onward"]
 OnFailure = Literal["closed", "open"]
 _VALUE_FIELD = {"add": "amount", "clamp": "target", "scale": "factor"}
 
@@ -33,6 +39,57 @@ class OpenAIKwargs(TypedDict):
     """Keyword arguments for `create` of a stock OpenAI client."""
 
     extra_body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A half-open window of positions, [start, stop) from an origin; None is open."""
+
+    start: int | None
+    stop: int | None
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        if self.origin != "prompt_end" and min(self.start or 0, self.stop or 0) < 0:
+            raise _invalid(
+                "steering.window", f"positions from `{self.origin}` are not negative; `prompt_end` counts backwards"
+            )
+        if self.start is not None and self.stop is not None and self.start >= self.stop:
+            raise _invalid(
+                "steering.window", f"holds no token: it is half open, and {self.start} is not before {self.stop}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The window as JSON, with open ends left out."""
+        ends = (("start", self.start), ("stop", self.stop))
+        return {"origin": self.origin} | {name: position for name, position in ends if position is not None}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition on another latent of the same layer."""
+
+    latent: int
+    above: float
+    unit: Literal["raw", "max_act"]
+    mode: GateMode
+    bundle: str | None
+    """None: the edit's own."""
+
+    def __post_init__(self) -> None:
+        _finite("gate.above", self.above)
+        if self.above < 0:
+            raise _invalid(
+                "steering.gate.above", f"{self.above} is negative, and an activation never is; 0 is wherever it fires"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The gate as JSON, with defaults left out."""
+        fields: dict[str, Any] = {} if self.bundle is None else {"bundle": self.bundle}
+        fields |= {"latent": self.latent, "above": float(self.above)}
+        if self.unit != "raw":
+            fields["unit"] = self.unit
+        return fields | ({"mode": self.mode} if self.mode != "token" else {})
 
 
 @dataclass(frozen=True)
@@ -52,6 +109,9 @@ class Edit:
     tokens: Tokens = "all"
     first_token: bool = False
     """Edit position 0 too, the attention sink."""
+    positions: Window | None = None
+    exclude_special: bool = False
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
         if self.value is not None:
@@ -61,6 +121,27 @@ class Edit:
     def during(self, tokens: Tokens, *, first_token: bool = False) -> Edit:
         """The same edit on the prompt's tokens, the completion's, or all."""
         return replace(self, tokens=tokens, first_token=first_token)
+
+    def window(self, start: int | None = None, stop: int | None = None, *, origin: Origin = "start") -> Edit:
+        """The same edit on the tokens of a half-open window: counted from the start, from the prompt's end (negative before it),
+        or by completion token."""
+        return replace(self, positions=Window(start, stop, origin))
+
+    def excluding_special(self) -> Edit:
+        """The same edit, but not on special tokens, such as the marks of a chat template."""
+        return replace(self, exclude_special=True)
+
+    def gated(
+        self,
+        latent: int,
+        *,
+        above: float,
+        unit: Literal["raw", "max_act"] = "raw",
+        mode: GateMode = "token",
+        bundle: str | None = None,
+    ) -> Edit:
+        """The same edit where another latent's activation is `above`; `onward`: from the first such token of its scope on."""
+        return replace(self, gate=Gate(latent, above, unit, mode, bundle))
 
     def at(self, strength: float) -> Edit:
         """The same edit at another strength."""
@@ -80,10 +161,13 @@ class Edit:
             fields["unit"] = self.unit
         if self.strength != 1.0:
             fields["strength"] = float(self.strength)
-        scope = ({"tokens": self.tokens} if self.tokens != "all" else {}) | (
-            {"first_token": True} if self.first_token else {}
-        )
-        return fields | ({"scope": scope} if scope else {})
+        scope: dict[str, Any] = {"tokens": self.tokens} if self.tokens != "all" else {}
+        if self.positions is not None:
+            scope["window"] = self.positions.to_dict()
+        scope |= {name: True for name in ("exclude_special", "first_token") if getattr(self, name)}
+        if scope:
+            fields["scope"] = scope
+        return fields | ({"gate": self.gate.to_dict()} if self.gate is not None else {})
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,10 @@ def _misfit(plan: Plan, config: Any) -> str | None:
             return f"the plan reads an activation of a dense vector of bundle {bundle.name!r}, which has none"
         if not all(map(math.isfinite, (row.alpha, row.beta))):
             return f"the plan has an impossible row {row}; make it with compile_plan"
+        if row.is_conditional:
+            return "gates and `exclude_special` are not available on this engine yet"
+        if row.window.lo >= config.model_config.max_model_len:
+            return f"the plan edits positions from {row.window.lo} on; this engine stops at {config.model_config.max_model_len}"
     most = max(Counter(row.layer for row in plan.rows if row.beta).values(), default=0)
     if most > MAX_LATENTS and uses_graphs(config):
         return (
