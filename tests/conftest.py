@@ -20,6 +20,10 @@ from trimtab.attribution.bundle import Bundle, ModelIdentity
 START_SECONDS = 300
 STOP_SECONDS = 90
 TRIMTAB = Path(sys.executable).with_name("trimtab")
+# As `make test` sets them, for whoever calls pytest: without the first vLLM asks for nearly all of the machine's memory.
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,6 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
     command = [str(TRIMTAB), "serve", "smollm2-135m-instruct", "--bundle", str(folder / "calm.tt"), "--port", "0"]
     flags = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"]
     environment = {k: v for k, v in os.environ.items() if k != "TRIMTAB_API_KEY"}
-    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--", *flags], stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
