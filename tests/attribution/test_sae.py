@@ -1,4 +1,4 @@
-"""SAELens folders: what is folded in, and what is refused."""
+"""SAELens folders written by hand: what is folded in, and what is refused. `test_sae_formats` reads what libraries wrote."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def test_a_standard_sae_is_a_jumprelu_of_threshold_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("drop", "config", "says"),
     [
-        ("threshold", {"architecture": "topk"}, "cannot be read one at a time"),
+        ("threshold", {"architecture": "topk"}, "does not say its k"),
         ("threshold", {}, "jumprelu SAE without a `threshold`"),
         ("W_enc", {}, "has no tensor 'W_enc'"),
-        (None, {"architecture": "gated"}, "has architecture 'gated'"),
-        (None, {"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm'"),
+        (None, {"architecture": "gated"}, "has no tensor 'b_mag'"),
+        (None, {"architecture": "temporal"}, "has architecture 'temporal'"),
         (None, {"normalize_activations": "expected_average_only_in"}, "fold it into the weights"),
         (None, {"metadata": {"hook_name": "blocks.3.hook_mlp_out"}}, "hook point 'blocks.3.hook_mlp_out'"),
         (None, {"metadata": {}}, "hook point ''"),

@@ -1,4 +1,5 @@
-"""The commands of this room: `trimtab attribute`, `trimtab model`, `trimtab bundle show`.
+"""The commands of this room: `trimtab attribute`, `trimtab model`, `trimtab bundle show`,
+`trimtab sae convert`.
 
 Torch and transformers are imported inside the commands, so that `trimtab --help` stays quick. A failure is one sentence on
 stderr and exit code 2; nothing is left half-written.
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from trimtab.attribution.bundle import Bundle
     from trimtab.attribution.run import Result
 
-__all__ = ["attribute", "bundle", "model"]
+__all__ = ["attribute", "bundle", "model", "sae"]
 
 BEHAVIOUR = "claims a human life (a childhood, a family, meals, feelings) instead of saying that it is software"
 
 bundle = typer.Typer(no_args_is_help=True, help="Look into bundles.")
+sae = typer.Typer(no_args_is_help=True, help="SAEs of other libraries.")
 
 
 @contextmanager
@@ -51,7 +53,9 @@ def attribute(
     out: Annotated[Path, typer.Option(help="Bundle to write.")] = Path("pretends-human.safetensors"),
     pairs: Annotated[Path | None, typer.Option(help="JSONL pairs.", show_default="the shipped pairs")] = None,
     model: Annotated[str, typer.Option(help="HF folder, hub id, or the embedded model's name.")] = EMBEDDED_MODEL,
-    sae: Annotated[Path | None, typer.Option(help="SAELens folder.", show_default="the shipped SAE")] = None,
+    sae: Annotated[
+        str | None, typer.Option(help="Folder, file or hub id of an SAE.", show_default="the shipped SAE")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="from the file's name")] = None,
     behaviour: Annotated[str | None, typer.Option(help="What the positive completions do, in one sentence.")] = None,
     operation: Annotated[
@@ -117,6 +121,27 @@ def model() -> None:
         typer.echo(model_path())
 
 
+@sae.command("convert")
+def convert_sae(
+    source: Annotated[str, typer.Argument(help="Folder, file or hub id of an SAE, pickles included.")],
+    out: Annotated[Path, typer.Argument(help="SAELens folder to write.")],
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="Block whose output it reads, where it does not say.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model it was trained on, for the record.")] = None,
+) -> None:
+    """Write an SAE as a SAELens folder: no pickle, what can be folded folded. Takes no more memory than a block of it."""
+    with _refusals():
+        from trimtab.attribution.sae_convert import convert
+
+        found = convert(source, out, layer=layer, model=model)
+    n_latents, d_model = found.d_LD.shape
+    console = _console()
+    console.print(f"{out}: {n_latents} latents of width {d_model}, output of block {found.layer}", highlight=False)
+    for note in found.notes:
+        console.print(f"  {note}", highlight=False)
+
+
 @bundle.command()
 def show(
     file: Annotated[Path, typer.Argument(help="Bundle to read.")],
@@ -147,8 +172,9 @@ def show(
 
 
 @bundle.callback()
+@sae.callback()
 def _group() -> None:
-    """Keeps `show` a sub-command while it is the only one."""
+    """Keeps a sub-command one while it is the only one."""
 
 
 def _check_writable(out: Path) -> None:

@@ -25,14 +25,14 @@ from torch import Tensor
 from trimtab.attribution.authored import Authored, vector_rows
 from trimtab.attribution.bundle import Bundle, Header, LatentRecord, Name, SAEIdentity, VectorRecord, now
 from trimtab.attribution.edit import Operation, Rows, project_rows
-from trimtab.attribution.errors import SettingsError
+from trimtab.attribution.errors import SAEError, SettingsError
 from trimtab.attribution.gradients import Scope, Trace, traces
 from trimtab.attribution.model import SplitModel, identify, load_tokenizer
 from trimtab.attribution.pairs import Completion, Pair, load_pairs, split, tokenise
 from trimtab.attribution.sae import SAE
 from trimtab.attribution.scores import Scores, Sums, clustered_se, pair_scores, score
 from trimtab.attribution.selection import leading, random_live
-from trimtab.attribution.stats import Stats, measure_stats
+from trimtab.attribution.stats import Stats, measure_stats, residuals
 from trimtab.attribution.validation import MAX_DAMAGE, STRENGTHS, Effect, Effects, Margins
 
 __all__ = ["Result", "Settings", "attribute"]
@@ -41,12 +41,17 @@ N_STANDARD_ERRORS = 200
 """Leading latents that get a standard error."""
 
 
+MIN_AGREEMENT = 0.7
+"""Of a top-k SAE with the threshold it is read at, on the held-out pairs."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a run is asked for."""
 
     pairs: Path
-    sae: Path
+    sae: Path | str
+    """Folder, file or hub id."""
     model: str
     name: str
     behaviour: str
@@ -89,10 +94,19 @@ def attribute(settings: Settings, progress: Progress) -> Result:
     sae = SAE.load(settings.sae)
     identity, _ = identify(settings.model)
     sae.check_model(identity)
+    if sae.normalisation != "none":
+        raise SAEError(
+            f"SAE {sae.id} cannot become a bundle, whose rows are read alone: {sae.unreadable}; give another"
+        )
     tokenizer = load_tokenizer(settings.model)
     tokens, held_out_tokens = ([tokenise(tokenizer, pair) for pair in side] for side in (train, held_out))
     model = SplitModel.load(settings.model, sae.layer)
-    stats = sae.stats or measure_stats(model, sae.encode, [c for pair in held_out_tokens for c in pair])
+    h_ND, resid_norm = residuals(model, [c for pair in held_out_tokens for c in pair])
+    if sae.k is not None:
+        sae, agreement = sae.thresholded(h_ND)
+        if agreement < MIN_AGREEMENT:
+            raise SAEError(f"SAE {sae.id}: {sae.notes[-1]}, below {MIN_AGREEMENT:.0%}; give one with a threshold")
+    stats = sae.stats or measure_stats(sae, h_ND, resid_norm)
 
     positive, negative = _traces(model, tokens, settings.scope, stats, progress)
     sums = Sums.over(positive, sae, stats.mean_D), Sums.over(negative, sae, stats.mean_D)
@@ -158,6 +172,7 @@ def attribute(settings: Settings, progress: Progress) -> Result:
             "scope": settings.scope,
             "scored_operation": {"operation": edit.operation, "amount": edit.amount, "unit": edit.unit},
             "stats": stats.source,
+            "sae": list(sae.notes),
             "max_damage": MAX_DAMAGE,
             "effects": effects.summary(),
             "seconds": round(time.monotonic() - started, 1),

@@ -1,10 +1,11 @@
-"""A sparse autoencoder read from a SAELens folder: `cfg.json` and `sae_weights.safetensors`. No pickle is ever read.
+"""A sparse autoencoder: which latents fire on a token, how strongly, and what each writes.
 
-    φ_i(h) = x if x > θ_i else 0,  x = e_i · h + b_i        ĥ = Σ_i φ_i(h) d_i + b_dec
+    φ_i(h) = x if x > θ_i else 0,  x = e_i · h + b_i        Δh = φ_i d_i
 
-One threshold covers the known activation functions: 0 is ReLU (`standard`), > 0 is JumpReLU. Where the encoder reads h − b_dec
-(`apply_b_dec_to_input`) that is folded into the bias, b_i − e_i · b_dec. What cannot be folded into one row exactly — a
-normalisation per token, TopK without a threshold — is refused.
+One threshold covers ReLU (0) and JumpReLU (> 0). What a library trains beyond that is folded into the rows where that is exact
+(`sae_formats`). Two things cannot be: an input that is normalised token by token, and top-k, where a latent counts only by
+comparison with all others. Such an SAE encodes exactly as its library does, but one latent of it cannot be read alone: `rows`
+refuses every edit that reads, and `thresholded` gives a top-k SAE a threshold and says how well the two agree.
 
 `stats.safetensors` beside the weights, when there, holds the measurements on the SAE's own held-out text (`Stats`).
 
@@ -14,89 +15,100 @@ Axes: T tokens, D d_model, L latents.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
-import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from trimtab.attribution.edit import Rows
 from trimtab.attribution.embedded import EMBEDDED_MODEL
 from trimtab.attribution.errors import SAEError
+from trimtab.attribution.matrix import Matrix, Stored, blocks
+from trimtab.attribution.sae_files import digest, locate, name_of
+from trimtab.attribution.sae_formats import Normalisation, read
 from trimtab.attribution.stats import Stats, read_stats
 
 if TYPE_CHECKING:
     from trimtab.attribution.bundle import ModelIdentity
 
-__all__ = ["SAE", "shipped_sae"]
+__all__ = ["SAE", "Active", "shipped_sae"]
+
+MAX_NUMBERS = 1 << 25
+"""A matrix of more numbers than this (128 MB of fp32) stays in its file."""
+
+
+class Active(NamedTuple):
+    """The latents that fire, one entry each, in no order that matters."""
+
+    token: Tensor
+    latent: Tensor
+    phi: Tensor
+    """Activations, SAE units, all above 0."""
 
 
 @dataclass(frozen=True)
 class SAE:
-    """An SAE in fp32 with its input normalisation folded in."""
+    """An SAE with its input normalisation folded in; its rows may stay on disk."""
 
     id: str
     digest: str
     """`sha256:…` over configuration and weights."""
     layer: int
     """0-based; reads resid_post of this block."""
-    e_LD: Tensor
+    e_LD: Matrix
     b_L: Tensor
     theta_L: Tensor
-    d_LD: Tensor
+    d_LD: Matrix
     stats: Stats | None
     top_tokens: dict[int, tuple[str, ...]]
     """Tokens on which a latent fires most, where the folder says so."""
+    k: int | None = None
+    """Only the k largest activations of a token count; None where θ says which."""
+    normalisation: Normalisation = "none"
+    """What is done to each token before the encoder, where it cannot be folded."""
+    notes: tuple[str, ...] = ()
+    """What was done to read it, for people."""
 
     @property
     def d_sae(self) -> int:
         """Number of latents."""
         return len(self.d_LD)
 
+    @property
+    def unreadable(self) -> str | None:
+        """Why no row can read one latent alone; None where it can."""
+        if self.normalisation != "none":
+            return f"it normalises each token first ({self.normalisation})"
+        return None if self.k is None else f"a latent counts only among a token's top {self.k}"
+
     @classmethod
-    def load(cls, folder: Path) -> SAE:
-        """Read a SAELens folder.
+    def load(cls, source: Path | str) -> SAE:
+        """Read an SAE from a folder, a file or a hub id, in any format that is no pickle.
 
         Raises:
-            SAEError: the folder is incomplete or damaged, its weights are a pickle, or one latent cannot be read alone.
+            SAEError: it is incomplete or damaged, a pickle, or of no known format.
         """
-        config, weights = _config(folder), _weights(folder)
-        layer = _layer(config, folder)
-        architecture = _architecture(config)
-        _refuse_unfoldable(config, architecture, weights, folder)
-        try:
-            W_enc_DL, W_dec_LD = weights["W_enc"].float(), weights["W_dec"].float()
-            b_L, b_dec_D = weights["b_enc"].float(), weights["b_dec"].float()
-            theta_L = weights["threshold"].float() if "threshold" in weights else torch.zeros_like(b_L)
-        except KeyError as e:
-            raise SAEError(f"{folder} has no tensor {e}; give a SAELens folder of a standard or jumprelu SAE") from e
-        n_latents, d_model = W_dec_LD.shape
-        shapes = {"W_enc": W_enc_DL.shape, "b_enc": b_L.shape, "b_dec": b_dec_D.shape, "threshold": theta_L.shape}
-        wanted = {"W_enc": (d_model, n_latents), "b_enc": (n_latents,), "b_dec": (d_model,), "threshold": (n_latents,)}
-        for name, shape in wanted.items():
-            if tuple(shapes[name]) != shape:
-                raise SAEError(
-                    f"{folder}: {name} is {list(shapes[name])} but W_dec asks for {list(shape)}; fetch the SAE again"
-                )
-        if _applies_b_dec(config):
-            b_L = b_L - b_dec_D @ W_enc_DL
+        path = locate(str(source))
+        found = read(path)
+        folder = path if path.is_dir() else path.parent
+        n_latents, d_model = found.d_LD.shape
         return cls(
-            id=f"{folder.parent.name}/{folder.name}",
-            digest=_digest(folder),
-            layer=layer,
-            e_LD=W_enc_DL.T.contiguous(),
-            b_L=b_L,
-            theta_L=theta_L,
-            d_LD=W_dec_LD,
+            id=name_of(path),
+            digest=digest(found.files),
+            layer=found.layer,
+            e_LD=_in_memory(found.e_LD),
+            b_L=found.b_L,
+            theta_L=found.theta_L,
+            d_LD=_in_memory(found.d_LD),
             stats=read_stats(folder, n_latents, d_model),
             top_tokens=_top_tokens(folder),
+            k=found.k,
+            normalisation=found.normalisation,
+            notes=found.notes,
         )
 
     def check_model(self, model: ModelIdentity) -> None:
@@ -113,98 +125,94 @@ class SAE:
         if self.layer >= model.n_layers:
             raise SAEError(f"SAE {self.id} reads block {self.layer} but {model.id} has blocks 0..{model.n_layers - 1}")
 
+    def active(self, h_TD: Tensor) -> Active:
+        """The latents that fire on each token, over all latents, a block of them at a time."""
+        n_TD = _normalised(h_TD.float(), self.normalisation)
+        if self.k is None:
+            parts = []
+            for block in blocks(self.e_LD):
+                x_TK = self._before(n_TD, block)
+                token, latent = (x_TK > self.theta_L[block]).nonzero(as_tuple=True)
+                parts.append(Active(token, latent + block.start, x_TK[token, latent]))
+            return Active(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        top_Tk, latent_Tk = n_TD.new_empty(len(n_TD), 0), torch.empty(len(n_TD), 0, dtype=torch.long)
+        for block in blocks(self.e_LD):
+            x_TK, i_TK = self._before(n_TD, block).topk(min(self.k, block.stop - block.start), dim=1)
+            x_TK, i_TK = torch.cat([top_Tk, x_TK], 1), torch.cat([latent_Tk, i_TK + block.start], 1)
+            top_Tk, at_Tk = x_TK.topk(min(self.k, x_TK.shape[1]), dim=1)
+            latent_Tk = i_TK.gather(1, at_Tk)
+        token, rank = (top_Tk > 0).nonzero(as_tuple=True)
+        return Active(token, latent_Tk[token, rank], top_Tk[token, rank])
+
     def encode(self, h_TD: Tensor, latents: Tensor | None = None) -> Tensor:
         """Activations [T, L], or those of `latents` alone, SAE units."""
-        e_LD, b_L, theta_L = self.e_LD, self.b_L, self.theta_L
-        if latents is not None:
-            e_LD, b_L, theta_L = e_LD[latents], b_L[latents], theta_L[latents]
-        x_TL = torch.addmm(b_L, h_TD, e_LD.T)
-        return torch.where(x_TL > theta_L, x_TL, 0.0)
+        if latents is not None and self.k is None:
+            x_TK = self._before(_normalised(h_TD.float(), self.normalisation), latents)
+            return torch.where(x_TK > self.theta_L[latents], x_TK, 0.0)
+        token, latent, phi = self.active(h_TD)
+        phi_TL = torch.zeros(len(h_TD), self.d_sae)
+        phi_TL[token, latent] = phi
+        return phi_TL if latents is None else phi_TL[:, latents]
 
     def rows(self, latents: list[int], alpha_K: Tensor, beta_K: Tensor) -> Rows:
-        """The formula's rows that edit `latents`, one row each."""
+        """The formula's rows that edit `latents`, one row each.
+
+        Raises:
+            SAEError: an edit reads a latent that cannot be read alone.
+        """
+        if self.unreadable and bool(beta_K.any()):
+            raise SAEError(
+                f"no edit can read a latent of SAE {self.id} alone: {self.unreadable}; use --operation add or project"
+            )
         return Rows(alpha_K, beta_K, self.e_LD[latents], self.b_L[latents], self.theta_L[latents], self.d_LD[latents])
+
+    def thresholded(self, h_TD: Tensor) -> tuple[SAE, float]:
+        """This top-k SAE read at one threshold, that at which k latents fire on the mean token of h, and the agreement:
+        |both| / |either| of what fires by the threshold and by the top k.
+
+        Raises:
+            SAEError: each token is normalised first, which no threshold mends.
+        """
+        if self.k is None or self.normalisation != "none":
+            raise SAEError(f"a threshold does not make SAE {self.id} readable: {self.unreadable or 'it has one'}")
+        wanted = self.k * len(h_TD)
+        token, latent, phi = self.active(h_TD)
+        theta = 0.0
+        loose = replace(self, k=None)
+        every = loose.active(h_TD).phi
+        if len(every) > wanted:
+            theta = float(every.topk(wanted + 1).values[-1])
+        read_alone = replace(self, k=None, theta_L=torch.full_like(self.theta_L, theta))
+        token_r, latent_r, _ = read_alone.active(h_TD)
+        both = int(torch.isin(token * self.d_sae + latent, token_r * self.d_sae + latent_r).sum())
+        agreement = both / max(len(phi) + len(token_r) - both, 1)
+        note = f"its top {self.k} is read as a threshold of {theta:.4g}, which agrees to {agreement:.1%}"
+        return replace(read_alone, notes=(*self.notes, note)), agreement
+
+    def _before(self, n_TD: Tensor, which: slice | Tensor) -> Tensor:
+        """x [T, K] of some latents, before the activation function."""
+        return torch.addmm(self.b_L[which], n_TD, self.e_LD[which].T)
+
+
+def _in_memory(matrix: Stored) -> Matrix:
+    """The matrix as fp32 where that is small; a large one stays in its file."""
+    return matrix[:].contiguous() if matrix.W_LD.numel() <= MAX_NUMBERS else matrix
+
+
+def _normalised(h_TD: Tensor, how: Normalisation) -> Tensor:
+    match how:
+        case "none":
+            return h_TD
+        case "layer_norm":  # Its definition in SAELens and in OpenAI's code, with the sample's standard deviation.
+            h_TD = h_TD - h_TD.mean(dim=-1, keepdim=True)
+            return h_TD / (h_TD.std(dim=-1, keepdim=True) + 1e-5)
+        case "constant_norm_rescale":
+            return h_TD * (h_TD.shape[-1] ** 0.5 / h_TD.norm(dim=-1, keepdim=True))
 
 
 def shipped_sae() -> Path:
     """The folder of the SAE that ships for the embedded model."""
     return Path(__file__).parent / "saes" / EMBEDDED_MODEL / "blocks.14.hook_resid_post"
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "cfg.json").read_text())
-    except OSError as e:
-        raise SAEError(f"cannot read {folder / 'cfg.json'}: {e.strerror}; give a SAELens folder") from e
-    except ValueError as e:
-        raise SAEError(f"{folder / 'cfg.json'} is not JSON ({e}); fetch the SAE again") from e
-    if not isinstance(config, dict):
-        raise SAEError(f"{folder / 'cfg.json'} is not a JSON object; give a SAELens folder")
-    return config
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    file = folder / "sae_weights.safetensors"
-    if not file.is_file():
-        pickles = [p.name for ending in ("*.pt", "*.pth", "*.bin", "*.pkl") for p in sorted(folder.glob(ending))]
-        if pickles:
-            raise SAEError(f"{folder} holds {pickles[0]}, a pickle, which is never read; save it as {file.name}")
-        raise SAEError(f"{folder} holds no {file.name}; give a SAELens folder")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as e:
-        raise SAEError(f"{file} is not a whole safetensors file ({e}); fetch it again") from e
-
-
-def _layer(config: dict[str, Any], folder: Path) -> int:
-    metadata = config.get("metadata") or {}
-    name = metadata.get("hook_name") or config.get("hook_name") or config.get("hook_point") or ""
-    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", name)
-    if match is None:
-        raise SAEError(f"{folder} reads hook point {name!r}; only blocks.N.hook_resid_post can be edited so far")
-    return int(match[1])
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    if "architecture" in config:
-        return str(config["architecture"])
-    return {"relu": "standard"}.get(str(config.get("activation_fn_str", config.get("activation_fn", "relu"))), "topk")
-
-
-def _applies_b_dec(config: dict[str, Any]) -> bool:
-    return bool(config.get("apply_b_dec_to_input", True))  # Older SAELens did not write it, and did it.
-
-
-def _refuse_unfoldable(config: dict[str, Any], architecture: str, weights: dict[str, Tensor], folder: Path) -> None:
-    if architecture in ("topk", "batchtopk") and "threshold" not in weights:
-        raise SAEError(
-            f"{folder} is a {architecture} SAE, whose latents cannot be read one at a time; "
-            "give it a `threshold` per latent and save it as jumprelu"
-        )
-    if architecture not in ("standard", "jumprelu", "topk", "batchtopk"):
-        raise SAEError(f"{folder} has architecture {architecture!r}; standard and jumprelu can be read")
-    if architecture == "jumprelu" and "threshold" not in weights:
-        raise SAEError(f"{folder} is a jumprelu SAE without a `threshold` tensor; fetch it again")
-    normalisation = config.get("normalize_activations") or "none"
-    if normalisation != "none":
-        raise SAEError(
-            f"{folder} was trained with normalize_activations {normalisation!r}, which cannot be folded into one row exactly; "
-            "fold it into the weights and save with 'none'"
-        )
-    if config.get("reshape_activations") not in (None, "none"):
-        raise SAEError(
-            f"{folder} reshapes its input ({config['reshape_activations']}); only the residual stream can be read"
-        )
-    if config.get("rescale_acts_by_decoder_norm") and not torch.allclose(
-        weights["W_dec"].float().norm(dim=1), torch.ones(len(weights["W_dec"])), atol=1e-2
-    ):
-        raise SAEError(f"{folder} rescales activations by decoder norms; fold them into the weights and save without")
-
-
-def _digest(folder: Path) -> str:
-    sha = hashlib.sha256((folder / "cfg.json").read_bytes())
-    sha.update((folder / "sae_weights.safetensors").read_bytes())
-    return "sha256:" + sha.hexdigest()
 
 
 def _top_tokens(folder: Path) -> dict[int, tuple[str, ...]]:

@@ -6,9 +6,10 @@ are measured on the run's held-out pairs, and the bundle says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +21,10 @@ from trimtab.attribution.gradients import SINK_NORM, batches, positions
 from trimtab.attribution.model import SplitModel, pad
 from trimtab.attribution.pairs import Completion
 
-__all__ = ["Stats", "measure_stats", "read_stats"]
+if TYPE_CHECKING:
+    from trimtab.attribution.sae import SAE
+
+__all__ = ["Stats", "measure_stats", "read_stats", "residuals"]
 
 
 @dataclass(frozen=True)
@@ -65,20 +69,25 @@ def read_stats(folder: Path, n_latents: int, d_model: int) -> Stats | None:
 
 
 @torch.no_grad()
-def measure_stats(model: SplitModel, encode: Callable[[Tensor], Tensor], completions: Sequence[Completion]) -> Stats:
-    """Stats over every token of the completions but the sinks; `encode` is the SAE's."""
+def residuals(model: SplitModel, completions: Sequence[Completion]) -> tuple[Tensor, float]:
+    """The stream [N, D] at every token of the completions but the sinks, and the median norm."""
     parts = []
     for batch in batches(completions, 16):
         h_BTD = model.lower(pad([completions[i] for i in batch]))
         parts += [h_BTD[row, positions(completions[i], "all")] for row, i in enumerate(batch)]
     h_ND = torch.cat(parts)
     norm_N = h_ND.norm(dim=-1)
-    h_ND = h_ND[norm_N <= SINK_NORM * norm_N.median()]
-    phi_NL = encode(h_ND)
+    median = float(norm_N.median())
+    return h_ND[norm_N <= SINK_NORM * median], median
+
+
+def measure_stats(sae: SAE, h_ND: Tensor, resid_norm: float) -> Stats:
+    """Stats over what `residuals` gives."""
+    _, latent, phi = sae.active(h_ND)
     return Stats(
         mean_D=h_ND.mean(0),
-        resid_norm=float(norm_N.median()),
-        density_L=(phi_NL > 0).float().mean(0),
-        max_activation_L=phi_NL.amax(0),
+        resid_norm=resid_norm,
+        density_L=torch.bincount(latent, minlength=sae.d_sae) / len(h_ND),
+        max_activation_L=torch.zeros(sae.d_sae).scatter_reduce_(0, latent, phi, "amax"),
         source=f"{len(h_ND)} tokens of the held-out pairs, as the SAE folder has no stats.safetensors",
     )
