@@ -14,7 +14,7 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -116,18 +116,18 @@ def npz(file: Path) -> dict[str, Tensor]:
         raise SAEError(f"{file} is not a whole archive of arrays ({e}); fetch it again") from e
 
 
-def _mapped(file: Path, offset: int) -> np.ndarray[Any, Any]:
+def _mapped(file: Path, offset: int) -> Any:
     """The array of a stored member, copy-on-write over the file; `offset` is where its local header starts."""
+    read_format: Any = np.lib.format  # Its readers are untyped.
     with file.open("rb") as f:
         f.seek(offset)
         n_name, n_extra = struct.unpack("<HH", f.read(30)[26:30])
         f.seek(n_name + n_extra, 1)
-        version = np.lib.format.read_magic(f)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = getattr(read_format, "read_array_header_{}_{}".format(*read_format.read_magic(f)))
         shape, fortran, dtype = read(f)
         if dtype.hasobject:
             raise ValueError("an array of Python objects")
-        order = "F" if fortran else "C"
+        order: Literal["F", "C"] = "F" if fortran else "C"
         return np.memmap(file, dtype=dtype, mode="c", offset=f.tell(), shape=shape or (1,), order=order).reshape(shape)
 
 

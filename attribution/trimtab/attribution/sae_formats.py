@@ -103,7 +103,7 @@ def _saelens(folder: Path, layer: int | None) -> Read:
         architecture = activation  # SAELens before version 6.
     if architecture not in ("standard", "jumprelu", "gated", "topk", "batchtopk"):
         _refuse(f"{folder} has architecture {architecture!r}; standard, gated, jumprelu and topk can be read")
-    normalisation = config.get("normalize_activations") or "none"
+    normalisation: Any = config.get("normalize_activations") or "none"
     if normalisation not in ("none", "layer_norm", "constant_norm_rescale"):
         _refuse(
             f"{folder} was trained with normalize_activations {normalisation!r} and does not hold its statistics; "
