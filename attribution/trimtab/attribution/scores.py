@@ -93,13 +93,14 @@ class Scores:
 
 def score(positive: Sums, negative: Sums, sae: SAE, operation: Operation, amount_L: Tensor) -> Scores:
     """Scores from the two accumulators; `amount_L` is the operation's amount for each latent, SAE units."""
-    u_LD = (sae.d_LD / sae.d_LD.norm(dim=1, keepdim=True)).double()
+    d_LD = sae.d_LD[:].double()
+    u_LD = d_LD / d_LD.norm(dim=1, keepdim=True)
     project_L = -((u_LD @ (positive.M_DD - negative.M_DD)) * u_LD).sum(1)
     if operation == "project":
         operation_L = project_L
     else:
         alpha_L, beta_L = row_coefficients(operation, amount_L)
-        direct_L = sae.d_LD.double() @ (positive.g_D - negative.g_D)
+        direct_L = d_LD @ (positive.g_D - negative.g_D)
         operation_L = alpha_L.double() * direct_L + beta_L.double() * (positive.gphi_L - negative.gphi_L)
     return Scores(
         project_L=project_L,
@@ -164,7 +165,8 @@ def clustered_se(values_PC: Tensor, clusters: Sequence[str]) -> Tensor:
 
 def naive_project(traces: Sequence[Trace], sae: SAE, mean_D: Tensor) -> Tensor:
     """−Σ_t (g_t · u)((a_t − ā) · u) [L] latent by latent and token by token: the definition, and the oracle of the tests."""
-    u_LD = sae.d_LD / sae.d_LD.norm(dim=1, keepdim=True)
+    d_LD = sae.d_LD[:]
+    u_LD = d_LD / d_LD.norm(dim=1, keepdim=True)
     total_L = torch.zeros(len(u_LD), dtype=torch.float64)
     for a_ND, g_ND, _ in traces:
         for a_D, g_D in zip(a_ND, g_ND, strict=True):

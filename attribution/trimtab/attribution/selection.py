@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.attribution.errors import SelectionError
+from trimtab.attribution.matrix import Matrix
 
 __all__ = ["MAX_COSINE", "leading", "random_live"]
 
@@ -17,7 +18,7 @@ MAX_COSINE = 0.7
 """Of two latents whose directions are closer than this, only the leader is reported."""
 
 
-def leading(score_L: Tensor, live_L: Tensor, d_LD: Tensor, n: int, max_cosine: float = MAX_COSINE) -> list[int]:
+def leading(score_L: Tensor, live_L: Tensor, d_LD: Matrix, n: int, max_cosine: float = MAX_COSINE) -> list[int]:
     """The n live latents of highest score, best first, each further than `max_cosine` from all before it.
 
     Raises:
