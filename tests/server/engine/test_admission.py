@@ -26,6 +26,8 @@ def config(**changes: Any) -> Any:
         "parallel_config": SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False, prefill_context_parallel_size=1),
         "device_config": SimpleNamespace(device_type="cpu"),
         "scheduler_config": SimpleNamespace(async_scheduling=False),
+        "additional_config": None,
+        "cache_config": SimpleNamespace(kv_sharing_fast_prefill=False),
         "speculative_config": None,
         "kv_transfer_config": None,
     }
@@ -38,7 +40,7 @@ def config(**changes: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = bundles.Loaded("calm", 1, CALM.header.model.d_model, 20, 1)
+    known = bundles.Loaded("calm", 1, CALM.header.model.d_model, 70, 1)
     monkeypatch.setattr(bundles, "_loaded", {CALM.content_hash: known})
 
 
@@ -59,6 +61,7 @@ def test_speculation_and_asynchronous_scheduling_are_fine_apart(change: dict[str
         ({"parallel_config__enable_dbo": True}, "dual-batch overlap"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
         ({"speculative_config": object(), "scheduler_config__async_scheduling": True}, "--no-async-scheduling"),
+        ({"cache_config__kv_sharing_fast_prefill": True}, "fast prefill"),
         ({"kv_transfer_config": object()}, "external KV store"),
     ],
 )
@@ -78,15 +81,20 @@ def test_a_window_beyond_the_longest_sequence_is_refused() -> None:
     assert "stops at 512" in (admission.refusal(plan.wire(), config()) or "")
 
 
-def test_more_latents_than_a_graph_holds_are_refused_where_there_are_graphs() -> None:
+def test_more_rows_than_a_graph_holds_are_refused_where_there_are_graphs() -> None:
     wide = random_bundle(layer=1)
-    rows = [row for row in PLAN.rows if row.beta][:1] * 17
+    rows = [row for row in PLAN.rows if row.beta][:1] * 65
     plan = type(PLAN).of([row._replace(row=i) for i, row in enumerate(rows)])
     assert wide.content_hash == CALM.content_hash
     assert admission.refusal(plan.wire(), config()) is None
     graphs = config(device_config__device_type="cuda")
-    assert "at most 16 fit" in (admission.refusal(plan.wire(), graphs) or "")
+    assert "at most 64 fit" in (admission.refusal(plan.wire(), graphs) or "")
     assert (
         admission.refusal(plan.wire(), config(device_config__device_type="cuda", model_config__enforce_eager=True))
         is None
     )
+
+
+def test_the_edit_of_cuda_graphs_can_be_asked_for_on_the_host() -> None:
+    assert not admission.uses_graphs(config())
+    assert admission.uses_graphs(config(additional_config={"trimtab": {"graphs": True}}))

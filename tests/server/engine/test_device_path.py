@@ -1,13 +1,15 @@
 """What a CUDA graph will run, run on the host: the reference formula on edited rows, bit for bit nothing on the others."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from tests.bundles import random_bundle
-from trimtab.attribution.edit import delta
-from trimtab.server.engine.device_path import MAX_LATENTS, DevicePath, Span
+from trimtab.attribution.edit import Rows, delta
+from trimtab.server.engine import device_path
+from trimtab.server.engine.device_path import MAX_ROWS, DevicePath, Span
 from trimtab.server.engine.tables import SlotRows, Tables
 from trimtab.server.engine.work import Piece
 from trimtab.server.plan import Plan, compile_plan
@@ -34,10 +36,14 @@ PLANS = (
 
 
 def tables() -> Tables:
-    found = Tables(CPU, 8)
+    found = Tables(CPU, 8, fold=False)
     for bundle in BUNDLES.values():
         found.load(bundle)
     return found
+
+
+def fresh(layers: Sequence[int] = (0, 1, 2), n_slots: int = 8) -> DevicePath:
+    return DevicePath(layers, D, n_slots, N_ROWS, CPU, TABLES.row)
 
 
 def spans(found: Tables) -> list[Span]:
@@ -45,10 +51,13 @@ def spans(found: Tables) -> list[Span]:
     return [Span(s.key, found.slot(s), 3 * i + 1, 3 * i + 3) for i, s in enumerate(segments)]
 
 
+TABLES = tables()
+
+
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("layer", [1, 2])
 def test_edited_rows_are_the_reference_and_others_are_untouched(residual: bool, layer: int) -> None:
-    path, found = DevicePath([0, 1, 2], D, 8, N_ROWS, CPU), spans(tables())
+    path, found = fresh(), spans(TABLES)
     path.write(found)
     g = torch.Generator().manual_seed(0)
     hidden, other = torch.randn(2, 12, D, generator=g)
@@ -57,9 +66,7 @@ def test_edited_rows_are_the_reference_and_others_are_untouched(residual: bool, 
         rows = span.slot.get(layer)
         if rows is not None:
             at = slice(span.start, span.stop)
-            change = torch.zeros_like(h[at]) if rows.add_D is None else rows.add_D.expand_as(h[at]).clone()
-            change += 0.0 if rows.latents is None else delta(h[at], rows.latents)
-            expected[at] += change
+            expected[at] += delta(h[at], Rows.concat([TABLES.row(row) for row in rows.rows]))
     path.apply(layer, hidden, other if residual else None)
     torch.testing.assert_close(hidden, expected)
     edited = torch.zeros(12, dtype=torch.bool)
@@ -69,7 +76,7 @@ def test_edited_rows_are_the_reference_and_others_are_untouched(residual: bool, 
 
 
 def test_a_layer_that_was_not_run_shows_in_its_ratios() -> None:
-    path, found = DevicePath([0, 1, 2], D, 8, N_ROWS, CPU), spans(tables())
+    path, found = fresh(), spans(TABLES)
     path.write(found)
     path.apply(1, torch.randn(12, D), None)
     pieces = [Piece(SlotRows(None, None), span.start, span.stop) for span in found]
@@ -79,8 +86,8 @@ def test_a_layer_that_was_not_run_shows_in_its_ratios() -> None:
 
 
 def test_an_idle_step_after_a_steered_one_edits_nothing() -> None:
-    path = DevicePath([0, 1, 2], D, 8, N_ROWS, CPU)
-    path.write(spans(tables()))
+    path = fresh()
+    path.write(spans(TABLES))
     path.write(())
     hidden = torch.randn(12, D)
     before = hidden.clone()
@@ -88,7 +95,63 @@ def test_an_idle_step_after_a_steered_one_edits_nothing() -> None:
     assert torch.equal(hidden, before)
 
 
+def test_a_step_without_edits_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fresh()
+    launched: list[int] = []
+    monkeypatch.setattr(path, "_launch", lambda i, hidden, residual: launched.append(i))
+    hidden = torch.randn(12, D)
+    path.write(())
+    path.apply(1, hidden, None)
+    assert (path.armed, launched) == (False, [])
+    path.write(spans(TABLES))
+    for layer in (0, 1, 2):
+        path.apply(layer, hidden, None)
+    assert (path.armed, launched) == (True, [1, 2])  # no plan edits layer 0
+
+
+def test_a_capture_launches_at_every_layer_or_at_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fresh()
+    launched: list[int] = []
+    monkeypatch.setattr(path, "_launch", lambda i, hidden, residual: launched.append(i))
+    hidden = torch.randn(12, D)
+    path.capturing = True
+    for layer in (0, 1, 2):
+        path.apply(layer, hidden, None)
+    assert launched == [0, 1, 2]
+    path.write(spans(TABLES))
+    path.capturing = False
+    path.apply(1, hidden, None)
+    assert launched == [0, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(12, D + 1), (N_ROWS + 1, D)])
+def test_a_stream_of_another_shape_is_an_error(shape: tuple[int, int]) -> None:
+    path = fresh()
+    path.write(spans(TABLES))
+    with pytest.raises(ValueError, match="not what was hooked"):
+        path.apply(1, torch.randn(shape), None)
+
+
 def test_a_slot_that_does_not_fit_is_told() -> None:
-    path = DevicePath([1], D, 8, N_ROWS, CPU)
-    slot = {1: SlotRows(None, None, tuple(("b", "latent", i) for i in range(MAX_LATENTS + 1)))}
-    assert "at most 16" in (path.misfit(slot) or "")
+    row = PLANS[0].rows[0]
+    many = {1: SlotRows(None, None, tuple(row._replace(alpha=float(i + 1)) for i in range(MAX_ROWS + 1)))}
+    assert "at most 64 fit" in (fresh().misfit("s", many) or "")
+    path = fresh(n_slots=2)
+    one = {1: SlotRows(None, None, (row,))}
+    assert [path.misfit(key, one) is None for key in ("a", "b", "a", "c")] == [True, True, True, False]
+
+
+def test_a_full_pool_is_begun_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the formula come and go with requests; the pool holds those of one step at least."""
+    monkeypatch.setattr(device_path, "POOL", 4)
+    path = fresh()
+    for latent in (7, 8, 9, 7):
+        for layer, name in ((1, "calm"), (2, "kind")):
+            segment = plan(edit("add", name, latent, amount=1.0)).segments(5)[0]
+            slot = TABLES.slot(segment)
+            assert path.misfit(segment.key, slot) is None
+            path.write([Span(segment.key, slot, 0, 2)])
+            hidden = torch.zeros(2, D)
+            path.apply(layer, hidden, None)
+            row = BUNDLES[name].decoder[BUNDLES[name].row_of[latent]]
+            torch.testing.assert_close(hidden[0], torch.from_numpy(row))

@@ -41,10 +41,10 @@ def state(request: pytest.FixtureRequest) -> EditState:
 def fresh(n_slots: int = 8, *, graphs: bool = False) -> EditState:
     """With `graphs`, the state that a CUDA graph needs, its buffers on the host."""
     cpu = torch.device("cpu")
-    tables = Tables(cpu, n_slots)
+    tables = Tables(cpu, n_slots, fold=not graphs)
     tables.load(CALM)
     tables.load(KIND)
-    return EditState(LAYERS, tables, DevicePath(LAYERS, D, n_slots, 64, cpu) if graphs else None)
+    return EditState(LAYERS, tables, DevicePath(LAYERS, D, n_slots, 64, cpu, tables.row) if graphs else None)
 
 
 def step(

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from trimtab.server.engine import bundles
-from trimtab.server.engine.device_path import MAX_LATENTS
+from trimtab.server.engine.device_path import MAX_ROWS
 from trimtab.server.engine.proof import KEY
 from trimtab.server.engine.wire import decode
 from trimtab.server.errors import InvalidSteering
@@ -30,6 +30,8 @@ def obstacle(config: Any) -> str | None:
         return "dual-batch overlap splits the rows of a step; start without --enable-dbo"
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         return "prefill context parallelism re-partitions the rows of a step; start without it"
+    if config.cache_config.kv_sharing_fast_prefill:
+        return "fast prefill runs the upper layers on part of a step's rows; start without --kv-sharing-fast-prefill"
     if config.speculative_config is not None and config.scheduler_config.async_scheduling:
         return (
             "with asynchronous scheduling a step starts before it is known which drafts of the last one were accepted, so the "
@@ -81,18 +83,21 @@ def _misfit(plan: Plan, config: Any) -> str | None:
             return "gates and `exclude_special` are not available on this engine yet"
         if row.window.lo >= config.model_config.max_model_len:
             return f"the plan edits positions from {row.window.lo} on; this engine stops at {config.model_config.max_model_len}"
-    most = max(Counter(row.layer for row in plan.rows if row.beta).values(), default=0)
-    if most > MAX_LATENTS and uses_graphs(config):
+    most = max(Counter(row.layer for row in plan.rows).values(), default=0)
+    if most > MAX_ROWS and uses_graphs(config):
         return (
-            f"the plan reads {most} latents at one hook point; with CUDA graphs at most {MAX_LATENTS} fit: name fewer, or start "
+            f"the plan has {most} rows at one hook point; with CUDA graphs at most {MAX_ROWS} fit: name fewer, or start "
             "with --enforce-eager"
         )
     return None
 
 
 def uses_graphs(config: Any) -> bool:
-    """Whether an engine of this `VllmConfig` may replay the edit in a CUDA graph."""
-    return config.device_config.device_type != "cpu" and not config.model_config.enforce_eager
+    """Whether an engine of this `VllmConfig` computes the edit as a CUDA graph needs it; `{"trimtab": {"graphs": true}}` in
+    `additional_config` asks for it where there is no GPU, to test it.
+    """
+    asked = (config.additional_config or {}).get("trimtab", {}).get("graphs", False)
+    return bool(asked) or (config.device_config.device_type != "cpu" and not config.model_config.enforce_eager)
 
 
 def patch() -> None:

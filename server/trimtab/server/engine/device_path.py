@@ -1,18 +1,19 @@
 """The edit as it must be inside a CUDA graph: no choice on the host, only fixed shapes and persistent buffers.
 
-    s_T  = row_slot[:T]                                     slot 0 is the unedited row
-    Δ_TD = add[s] + Σ_k β[s, k] φ(e_i · h + b_i) d_i        with i = latent[s, k], a row of the pool
+    s_T  = row_slot[:T]                                          slot 0 is the unedited row
+    Δ_TD = Σ_k (α[s, k] + β[s, k] φ(e_i · h + b_i)) d_i          with i = place[s, k], a row of the pool
 
 The host writes row_slot before the forward, and a slot's rows of the tables when the slot is first used; a replayed graph reads
 them. ‖Δ‖/‖h‖ of each edited row goes to a buffer that the host clears to −1 first, so a graph that was captured without the
-operator is seen at once: its rows are never counted, and the reply fails closed. Plain torch ops, capturable. Tested against
-the reference on the CPU; NOT yet run on a GPU, where every hooked layer computes on every row of every step until a fused
-kernel and an inactive variant of each graph exist. Until then restrict the hooked layers: `--additional-config '{"trimtab":
-{"layers": [14]}}'`.
+operator is seen at once: its rows are never counted, and the reply fails closed.
 
-Axes: T rows of the step, padding included, D d_model, S slots, K latents of a slot, P latents in the pool, L hooked layers.
+Computed by one Triton kernel (`kernel`), or where Triton cannot run by torch ops, which are its oracle too. `armed` says whether
+the operator launches anything: a step without edits launches nothing, and `graphs` captures each CUDA graph both ways.
+
+Axes: T rows of the step, padding included, D d_model, L hooked layers, S slots, K rows of the formula in a slot, P in the pool.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -22,13 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trimtab.attribution.edit import Rows
 from trimtab.server.engine.tables import SlotRows
 from trimtab.server.engine.work import Piece
+from trimtab.server.plan import PlanRow
 
-__all__ = ["MAX_LATENTS", "DevicePath", "Span", "to_host"]
+__all__ = ["MAX_ROWS", "DevicePath", "Span", "to_host"]
 
-MAX_LATENTS = 16
-"""Latents whose activation a request can read at one position and hook point."""
+MAX_ROWS = 64
+"""Rows of the formula that a request can have at one position and hook point."""
 POOL = 4096
 _CHUNK = 4
 
@@ -43,37 +46,72 @@ class Span(NamedTuple):
 
 
 class DevicePath:
-    """The persistent buffers of one worker."""
+    """The persistent buffers of one worker.
 
-    def __init__(self, layers: Sequence[int], d_model: int, n_slots: int, n_rows: int, device: torch.device) -> None:
-        shape = (len(layers), n_slots + 1, MAX_LATENTS)
+    `row` gives a plan's row as one row of the formula, on the device.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        d_model: int,
+        n_slots: int,
+        n_rows: int,
+        device: torch.device,
+        row: Callable[[PlanRow], Rows],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        def table(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        n_layers, self._row = len(layers), row
         self._index = {layer: i for i, layer in enumerate(layers)}
-        self.row_slot_T = torch.zeros(n_rows, dtype=torch.int64, device=device)
-        self.add_LSD = torch.zeros(*shape[:2], d_model, device=device)
-        self.latent_LSK = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.beta_LSK = torch.zeros(shape, device=device)
-        self.e_PD, self.d_PD = torch.zeros(2, POOL, d_model, device=device)
-        self.b_P, self.theta_P = torch.zeros(2, POOL, device=device)
-        self.ratio_LT = torch.full((len(layers), n_rows), -1.0, device=device)
+        self.row_slot_T = table(n_rows, dtype=torch.int32)
+        self.count_LS, self.reads_LS = table(2, n_layers, n_slots + 1, dtype=torch.int32)
+        self.place_LSK = table(n_layers, n_slots + 1, MAX_ROWS, dtype=torch.int32)
+        self.alpha_LSK, self.beta_LSK = table(2, n_layers, n_slots + 1, MAX_ROWS)
+        self.e_PD, self.d_PD = table(2, POOL, d_model)
+        self.b_P, self.theta_P = table(2, POOL)
+        self.ratio_LT = table(n_layers, n_rows).fill_(-1.0)
+        self.capturing: bool | None = None
+        """While a CUDA graph is captured: whether the operator launches into it."""
+        self._edited: frozenset[int] = frozenset()
         self._free = list(range(n_slots, 0, -1))
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._pool: dict[tuple[str, str, int], int] = {}
-        self._dirty = False
+        self._wanted: set[tuple[str, str, int]] = set()
+        self._wanted_keys: set[str] = set()
+        self._launch: Callable[[int, Tensor, Tensor | None], None] = self._torch
+        if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+            from trimtab.server.engine import kernel  # an engine on the CPU needs no Triton
+
+            buffers = kernel.Buffers(**{name: getattr(self, name) for name in kernel.Buffers._fields})
+            kernel.warm(buffers, dtype)
+            self._launch = lambda i, hidden, residual: kernel.launch(buffers, i, hidden, residual)
+
+    @property
+    def armed(self) -> bool:
+        """Whether the next forward edits something."""
+        return bool(self._edited) if self.capturing is None else self.capturing
 
     def forget(self) -> None:
-        """Drop every slot and the pool: a bundle was unloaded."""
+        """Drop every slot and the pool: a bundle was unloaded, or the pool is full."""
         self._free += self._slots.values()
         self._slots.clear()
         self._pool.clear()
 
     def write(self, spans: Sequence[Span]) -> None:
         """Before a forward: the slot of every row, and the tables of slots that are new."""
-        if not spans and not self._dirty:
+        wanted, self._wanted, self._wanted_keys = self._wanted, set(), set()
+        if not spans and not self._edited:
             return
-        self._dirty = bool(spans)
+        self._edited = frozenset(layer for span in spans for layer in span.slot)
+        if len(self._pool.keys() | wanted) >= POOL:
+            self.forget()
+        self._wanted = set()
         used = {span.key for span in spans}
         # All of the buffer is written: a captured batch may be padded beyond the step's own rows.
-        staging_T = torch.zeros(len(self.row_slot_T), dtype=torch.int64, pin_memory=self.row_slot_T.is_cuda)
+        staging_T = torch.zeros(len(self.row_slot_T), dtype=torch.int32, pin_memory=self.row_slot_T.is_cuda)
         for span in spans:
             staging_T[span.start : span.stop] = self._slot(span, used)
         self.row_slot_T.copy_(staging_T, non_blocking=True)
@@ -81,16 +119,28 @@ class DevicePath:
 
     def apply(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         """The operator's body on the device; `hidden` is edited in place."""
-        i, n = self._index[layer], len(hidden)
+        if not self.armed or (self.capturing is None and layer not in self._edited):
+            return
+        if hidden.shape[1] != self.e_PD.shape[1] or len(hidden) > len(self.row_slot_T) or hidden.stride(1) != 1:
+            raise ValueError(
+                f"a stream of shape {tuple(hidden.shape)} and strides {hidden.stride()} is not what was hooked"
+            )
+        self._launch(self._index[layer], hidden, residual)
+
+    def _torch(self, i: int, hidden: Tensor, residual: Tensor | None) -> None:
+        """What the kernel does, in torch ops that can be captured; every row of the batch is computed."""
+        n = len(hidden)
         slot_T = self.row_slot_T[:n]
         h_TD = hidden.float() if residual is None else hidden.float() + residual.float()
-        delta_TD = self.add_LSD[i].index_select(0, slot_T)
-        latent_TK, beta_TK = self.latent_LSK[i].index_select(0, slot_T), self.beta_LSK[i].index_select(0, slot_T)
-        for k in range(0, MAX_LATENTS, _CHUNK):
-            row_TC = latent_TK[:, k : k + _CHUNK]
-            x_TC = torch.einsum("td,tcd->tc", h_TD, self.e_PD[row_TC]) + self.b_P[row_TC]
-            phi_TC = torch.where(x_TC > self.theta_P[row_TC], x_TC, 0.0)
-            delta_TD += torch.einsum("tc,tcd->td", beta_TK[:, k : k + _CHUNK] * phi_TC, self.d_PD[row_TC])
+        delta_TD = torch.zeros_like(h_TD)
+        place_TK, alpha_TK, beta_TK = (
+            table_LSK[i].index_select(0, slot_T) for table_LSK in (self.place_LSK, self.alpha_LSK, self.beta_LSK)
+        )
+        for k in range(0, MAX_ROWS, _CHUNK):
+            place_TC, alpha_TC, beta_TC = (x[:, k : k + _CHUNK] for x in (place_TK, alpha_TK, beta_TK))
+            x_TC = torch.einsum("td,tcd->tc", h_TD, self.e_PD[place_TC]) + self.b_P[place_TC]
+            phi_TC = torch.where(x_TC > self.theta_P[place_TC], x_TC, 0.0)
+            delta_TD += torch.einsum("tc,tcd->td", alpha_TC + beta_TC * phi_TC, self.d_PD[place_TC])
         ratio_T = delta_TD.norm(dim=-1) / h_TD.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         self.ratio_LT[i, :n] = torch.where(slot_T > 0, ratio_T, -1.0)
         hidden.copy_(torch.where(slot_T.unsqueeze(1) > 0, (hidden.float() + delta_TD).to(hidden.dtype), hidden))
@@ -99,13 +149,14 @@ class DevicePath:
         """Start copying ‖Δ‖/‖h‖ of the edited rows to the host; the result, by layer, waits for it."""
         if not pieces:
             return dict
-        n_rows = max(piece.stop for found in pieces.values() for piece in found)
-        copy = to_host(self.ratio_LT[[self._index[layer] for layer in pieces], :n_rows])
+        n = max(piece.stop for found in pieces.values() for piece in found)
+        copy = to_host(self.ratio_LT[:, :n].clone())  # the next step clears the buffer
 
         def gather() -> dict[int, NDArray[np.float32]]:
-            rows = zip(pieces.items(), copy().numpy(), strict=True)
+            ratio_LT = copy().numpy()
             return {
-                layer: np.concatenate([ratio_T[p.start : p.stop] for p in found]) for (layer, found), ratio_T in rows
+                layer: np.concatenate([ratio_LT[self._index[layer], p.start : p.stop] for p in found])
+                for layer, found in pieces.items()
             }
 
         return gather
@@ -123,35 +174,39 @@ class DevicePath:
         return slot
 
     def _fill(self, slot: int, by_layer: dict[int, SlotRows]) -> None:
-        self.add_LSD[:, slot] = 0.0
-        self.beta_LSK[:, slot] = 0.0
-        for layer, rows in by_layer.items():
-            i = self._index[layer]
-            if rows.add_D is not None:
-                self.add_LSD[i, slot] = rows.add_D
-            if rows.latents is not None:
-                k = len(rows.names)
-                places = torch.tensor([self._place(rows, j) for j in range(k)], device=self.latent_LSK.device)
-                self.latent_LSK[i, slot, :k] = places
-                self.beta_LSK[i, slot, :k] = rows.latents.beta_K
+        """A slot's rows of the tables, at every layer."""
+        count_L, reads_L = torch.zeros(2, len(self._index), dtype=torch.int32)
+        place_LK = torch.zeros(len(self._index), MAX_ROWS, dtype=torch.int32)
+        alpha_LK, beta_LK = torch.zeros(2, len(self._index), MAX_ROWS)
+        for layer, slot_rows in by_layer.items():
+            i, rows = self._index[layer], sorted(slot_rows.rows, key=lambda row: not row.beta)
+            count_L[i], reads_L[i] = len(rows), sum(bool(row.beta) for row in rows)
+            for k, row in enumerate(rows):
+                place_LK[i, k], alpha_LK[i, k], beta_LK[i, k] = self._place(row), row.alpha, row.beta
+        self.count_LS[:, slot], self.reads_LS[:, slot] = count_L, reads_L
+        self.place_LSK[:, slot], self.alpha_LSK[:, slot], self.beta_LSK[:, slot] = place_LK, alpha_LK, beta_LK
 
-    def _place(self, rows: SlotRows, j: int) -> int:
-        """The pool's row of a slot's j-th latent, written if it is new; row 0 is never used by one."""
-        place = self._pool.get(rows.names[j])
-        if place is None and rows.latents is not None:
-            place = self._pool[rows.names[j]] = len(self._pool) + 1
-            latents = rows.latents
-            self.e_PD[place], self.d_PD[place] = latents.e_KD[j], latents.d_KD[j]
-            self.b_P[place], self.theta_P[place] = latents.b_K[j], latents.theta_K[j]
-        return place or 0
+    def _place(self, row: PlanRow) -> int:
+        """Where in the pool a plan's row is, written if it is new; place 0 is never used."""
+        name = (row.bundle, row.source, row.row)
+        place = self._pool.get(name)
+        if place is None:
+            place = self._pool[name] = len(self._pool) + 1
+            rows = self._row(row)
+            self.e_PD[place], self.d_PD[place] = rows.e_KD[0], rows.d_KD[0]
+            self.b_P[place], self.theta_P[place] = rows.b_K[0], rows.theta_K[0]
+        return place
 
-    def misfit(self, slot: dict[int, SlotRows]) -> str | None:
-        """Why a slot does not fit the buffers; None when it does."""
-        most = max((len(rows.names) for rows in slot.values()), default=0)
-        if most > MAX_LATENTS:
-            return f"the plan reads {most} latents at one hook point; with CUDA graphs at most {MAX_LATENTS} fit"
-        if len(self._pool) + sum(len(rows.names) for rows in slot.values()) >= POOL:
-            return f"more than {POOL} different latents are in use; unload bundles, or start with --enforce-eager"
+    def misfit(self, key: str, slot: dict[int, SlotRows]) -> str | None:
+        """Why a slot does not fit beside those of this step that were asked for before it; None when it does."""
+        most = max((len(rows.rows) for rows in slot.values()), default=0)
+        if most > MAX_ROWS:
+            return f"the plan has {most} rows at one hook point; with CUDA graphs at most {MAX_ROWS} fit"
+        names = {(row.bundle, row.source, row.row) for rows in slot.values() for row in rows.rows}
+        if len(self._wanted_keys | {key}) >= self.count_LS.shape[1] or len(self._wanted | names) >= POOL:
+            return "the requests of one step hold more different edits than the tables fit; send fewer at once"
+        self._wanted_keys.add(key)
+        self._wanted |= names
         return None
 
 

@@ -246,7 +246,7 @@ class EditState:
             except KeyError as e:
                 request.failure = f"bundle {e.args[0]} is not loaded in this worker"
                 return []
-            request.failure = self.path.misfit(slot) if self.path is not None else None
+            request.failure = self.path.misfit(segment.key, slot) if self.path is not None else None
             if request.failure is not None:
                 return []
             new = max(lo, known)

@@ -6,10 +6,15 @@ Methods of the runner's instance are wrapped, never of its class:
     _prepare_inputs   the rows of the step: req_ids in batch order, absolute positions from num_computed_tokens_cpu
     sample_tokens     the step's proofs ride on its output
     _dummy_run        profiling and warm-up edit nothing
+
+Where there are CUDA graphs, both variants of each (`graphs`): the dispatcher's keys, and
+
+    _warmup_and_capture    the graph that is captured next is that of its key
 """
 
 from typing import Any
 
+from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.proof import KEY, attach
 from trimtab.server.errors import Unsupported
@@ -49,6 +54,25 @@ def install(runner: Any, state: EditState) -> None:
     runner._prepare_inputs = _prepare_inputs
     runner.sample_tokens = _sample_tokens
     runner._dummy_run = _dummy_run
+    if state.path is not None:
+        _fork(runner, state.path)
+
+
+def _fork(runner: Any, path: DevicePath) -> None:
+    from trimtab.server.engine.graphs import SteeredBatch, fork_dispatcher
+
+    require(runner, "_warmup_and_capture", "cudagraph_dispatcher")
+    fork_dispatcher(runner.cudagraph_dispatcher, path)
+    warmup_and_capture = runner._warmup_and_capture
+
+    def _warmup_and_capture(desc: Any, *args: Any, **kwargs: Any) -> None:
+        path.capturing = isinstance(desc, SteeredBatch)
+        try:
+            warmup_and_capture(desc, *args, **kwargs)
+        finally:
+            path.capturing = None
+
+    runner._warmup_and_capture = _warmup_and_capture
 
 
 def require(runner: Any, *names: str) -> None:

@@ -6,10 +6,15 @@ Run on the CPU through Triton's interpreter, where steered and unsteered request
     add_requests             NewRequestData.prompt_len stays the prompt's length when a preempted request returns
     gather_batch_req_state   the rows of the step, in batch order, before graph dispatch; dummy runs give no batch
     sample_tokens            the step's proofs ride on its output
+
+Where there are CUDA graphs, both variants of each (`graphs`):
+
+    initialize_kv_cache      makes the graph manager, once for profiling and once to stay
 """
 
 from typing import Any
 
+from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.runner_v1 import arrivals, hand_over, require
 
@@ -49,3 +54,20 @@ def install(runner: Any, state: EditState) -> None:
     runner.add_requests = _add_requests
     runner.gather_batch_req_state = _gather
     runner.sample_tokens = _sample_tokens
+    if state.path is not None:
+        _fork(runner, state.path)
+
+
+def _fork(runner: Any, path: DevicePath) -> None:
+    from trimtab.server.engine.graphs import fork_manager, lora_cases
+
+    require(runner, "initialize_kv_cache", "lora_capture_cases")
+    cases, initialize_kv_cache = runner.lora_capture_cases, runner.initialize_kv_cache
+    runner.lora_capture_cases = lora_cases(cases)
+
+    def _initialize_kv_cache(*args: Any, **kwargs: Any) -> Any:
+        result = initialize_kv_cache(*args, **kwargs)
+        fork_manager(runner.cudagraph_manager, path, cases)
+        return result
+
+    runner.initialize_kv_cache = _initialize_kv_cache

@@ -27,16 +27,20 @@ class SlotRows(NamedTuple):
     """Σ α_i d_i; None when it is zero throughout."""
     latents: Rows | None
     """The rows with β ≠ 0, their α moved into `add_D`; None when there are none."""
-    names: tuple[tuple[str, str, int], ...] = ()
-    """(bundle, source, row) of each of `latents`."""
+    rows: tuple[PlanRow, ...] = ()
+    """As they were before folding."""
 
 
 class Tables:
-    """Bundles by content hash, slots by segment key."""
+    """Bundles by content hash, slots by segment key.
 
-    def __init__(self, device: torch.device, n_slots: int) -> None:
+    With `fold` false slots hold no tensors: a `DevicePath` keeps its own copy of each row, whatever slots use it.
+    """
+
+    def __init__(self, device: torch.device, n_slots: int, *, fold: bool = True) -> None:
         self.device = device
         self.n_slots = n_slots
+        self.fold = fold
         self.bundles: dict[str, dict[str, Rows]] = {}
         """content hash → source → rows with α = β = 0."""
         self._slots: OrderedDict[str, dict[int, SlotRows]] = OrderedDict()
@@ -72,30 +76,37 @@ class Tables:
         if slot is None:
             by_layer: dict[int, list[PlanRow]] = {}
             for row in segment.rows:
+                self.bundles[row.bundle]  # raises here, whether or not the rows are gathered
                 by_layer.setdefault(row.layer, []).append(row)
-            slot = {layer: self._fold(rows) for layer, rows in by_layer.items()}
+            slot = {layer: self._slot_rows(rows) for layer, rows in by_layer.items()}
             while len(self._slots) >= self.n_slots:
                 self._slots.popitem(last=False)
         self._slots[segment.key] = slot
         self._slots.move_to_end(segment.key)
         return slot
 
-    def _fold(self, plan_rows: list[PlanRow]) -> SlotRows:
-        rows = Rows.concat([self._row(row) for row in plan_rows])
+    def row(self, row: PlanRow) -> Rows:
+        """A plan's row as one row of the formula.
+
+        Raises:
+            KeyError: its bundle is not in this worker.
+        """
+        source = self.bundles[row.bundle][row.source]
+        one = slice(row.row, row.row + 1)
+        alpha, beta = (torch.full((1,), x, device=self.device) for x in (row.alpha, row.beta))
+        return Rows(alpha, beta, source.e_KD[one], source.b_K[one], source.theta_K[one], source.d_KD[one])
+
+    def _slot_rows(self, plan_rows: list[PlanRow]) -> SlotRows:
+        if not self.fold:
+            return SlotRows(None, None, tuple(plan_rows))
+        rows = Rows.concat([self.row(row) for row in plan_rows])
         reads_K = rows.beta_K != 0
         add_D = rows.alpha_K @ rows.d_KD if bool((rows.alpha_K != 0).any()) else None
         latents = None
         if bool(reads_K.any()):
             kept = Rows(*(getattr(rows, f)[reads_K] for f in Rows.__dataclass_fields__))
             latents = Rows(torch.zeros_like(kept.alpha_K), kept.beta_K, kept.e_KD, kept.b_K, kept.theta_K, kept.d_KD)
-        names = tuple((row.bundle, row.source, row.row) for row in plan_rows if row.beta != 0)
-        return SlotRows(add_D, latents, names)
-
-    def _row(self, row: PlanRow) -> Rows:
-        source = self.bundles[row.bundle][row.source]
-        one = slice(row.row, row.row + 1)
-        alpha, beta = (torch.full((1,), x, device=self.device) for x in (row.alpha, row.beta))
-        return Rows(alpha, beta, source.e_KD[one], source.b_K[one], source.theta_K[one], source.d_KD[one])
+        return SlotRows(add_D, latents, tuple(plan_rows))
 
 
 def _rows(e_KD: Tensor, b_K: Tensor, theta_K: Tensor, d_KD: Tensor) -> Rows:

@@ -25,6 +25,8 @@ __all__ = ["Steering", "install", "patch"]
 _log = logging.getLogger(__name__)
 _SLOTS_PER_REQUEST = 3
 """A request has at most three segments at a time: position 0, the prompt, the completion."""
+_LEAST_SLOTS = 256
+"""Of a `DevicePath`: a prompt that is prefilled in one step may cross many windows."""
 
 
 class Steering:
@@ -49,18 +51,20 @@ class Steering:
                 raise Unsupported(f"layer {point.layer}'s forward was replaced (weight offloading); start without it")
         n_slots = _SLOTS_PER_REQUEST * config.scheduler_config.max_num_seqs
         device, numbers = torch.device(runner.device), [point.layer for point in points]
-        path = None
-        if uses_graphs(config):
-            n_rows = config.scheduler_config.max_num_batched_tokens
-            path = DevicePath(numbers, config.model_config.get_hidden_size(), n_slots, n_rows, device)
-        state = EditState(numbers, Tables(device, n_slots), path)
+        graphs = uses_graphs(config)
+        tables, path = Tables(device, n_slots, fold=not graphs), None
+        if graphs:
+            n_rows, d_model = config.scheduler_config.max_num_batched_tokens, config.model_config.get_hidden_size()
+            n_slots = max(n_slots, _LEAST_SLOTS)
+            path = DevicePath(numbers, d_model, n_slots, n_rows, device, tables.row, config.model_config.dtype)
+        state = EditState(numbers, tables, path)
         adapter = runner_v2 if hasattr(runner, "gather_batch_req_state") else runner_v1
         adapter.install(runner, state)
         op.bind(state)
         for point in points:
             op.attach(point)
         # A graph compiled without the plugin must never be loaded with it: the identity is part of the compile-cache key.
-        identity = {"plugin": PLUGIN_VERSION, "op": op.SCHEMA_VERSION, "layers": numbers}
+        identity = {"plugin": PLUGIN_VERSION, "op": op.SCHEMA_VERSION, "layers": numbers, "graphs": graphs}
         config.additional_config = {**(config.additional_config or {}), "trimtab": identity}
         return state
 
