@@ -57,7 +57,16 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
     bundle = random_bundle(embedded_identity, layer=14)
     bundle.save(folder / "calm.tt")
     log = folder / "server.log"
-    command = [str(TRIMTAB), "serve", "smollm2-135m-instruct", "--bundle", str(folder / "calm.tt"), "--port", "0"]
+    command = [
+        str(TRIMTAB),
+        "serve",
+        "smollm2-135m-instruct",
+        "--bundle",
+        str(folder / "calm.tt"),
+        "--port",
+        "0",
+        "--allow-bundle-upload",
+    ]
     flags = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"]
     environment = {k: v for k, v in os.environ.items() if k != "TRIMTAB_API_KEY"}
     with log.open("wb") as out:

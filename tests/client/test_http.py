@@ -148,10 +148,12 @@ def test_bundles_are_typed() -> None:
         "n_latents": 1,
         "n_vectors": 0,
         "edits": [edit],
+        "pinned": True,
     }
     with client(answers({"object": "list", "data": [bundle]})) as trimtab:
         (summary,) = trimtab.steering.bundles()
     assert (summary.name, summary.n_latents, dict(summary.edits[0])) == ("calm", 1, edit)
+    assert summary.pinned
 
 
 def test_a_foreign_servers_listing_is_an_error() -> None:

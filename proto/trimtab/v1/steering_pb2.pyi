@@ -231,7 +231,7 @@ class RecommendedEdit(_message.Message):
     def __init__(self, latent: _Optional[int] = ..., vector: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., amount: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., scope: _Optional[_Union[ScopeTokens, str]] = ...) -> None: ...
 
 class BundleSummary(_message.Message):
-    __slots__ = ("name", "content_hash", "behaviour", "model", "hook_point", "latent_count", "vector_count", "edits")
+    __slots__ = ("name", "content_hash", "behaviour", "model", "hook_point", "latent_count", "vector_count", "edits", "pinned")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONTENT_HASH_FIELD_NUMBER: _ClassVar[int]
     BEHAVIOUR_FIELD_NUMBER: _ClassVar[int]
@@ -240,6 +240,7 @@ class BundleSummary(_message.Message):
     LATENT_COUNT_FIELD_NUMBER: _ClassVar[int]
     VECTOR_COUNT_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     name: str
     content_hash: str
     behaviour: str
@@ -248,7 +249,8 @@ class BundleSummary(_message.Message):
     latent_count: int
     vector_count: int
     edits: _containers.RepeatedCompositeFieldContainer[RecommendedEdit]
-    def __init__(self, name: _Optional[str] = ..., content_hash: _Optional[str] = ..., behaviour: _Optional[str] = ..., model: _Optional[str] = ..., hook_point: _Optional[str] = ..., latent_count: _Optional[int] = ..., vector_count: _Optional[int] = ..., edits: _Optional[_Iterable[_Union[RecommendedEdit, _Mapping]]] = ...) -> None: ...
+    pinned: bool
+    def __init__(self, name: _Optional[str] = ..., content_hash: _Optional[str] = ..., behaviour: _Optional[str] = ..., model: _Optional[str] = ..., hook_point: _Optional[str] = ..., latent_count: _Optional[int] = ..., vector_count: _Optional[int] = ..., edits: _Optional[_Iterable[_Union[RecommendedEdit, _Mapping]]] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class Validation(_message.Message):
     __slots__ = ("plan", "bundles", "hook_points", "row_count")

@@ -25,6 +25,9 @@ def serve(
             help="For requests that do not say: a reply that was not steered as asked is an error, or says so."
         ),
     ] = "closed",
+    allow_bundle_upload: Annotated[
+        bool, typer.Option(help="Callers may load, replace and remove bundles while the server runs.")
+    ] = False,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -57,6 +60,7 @@ def serve(
             port=port,
             served_name=served_model_name or model,
             on_failure=on_failure,
+            allow_bundle_upload=allow_bundle_upload,
             api_key=api_key or None,
             engine_flags=tuple(engine_flags or ()),
             say=say,

@@ -4,6 +4,10 @@ TrimtabError
 ├── InvalidRequest      another part of the request breaks the contract; carries every violation with the path of its field
 ├── InvalidSteering     the `steering` field does; likewise
 ├── UnknownBundle       a bundle, latent or vector that is not loaded
+├── InvalidBundle       uploaded bytes that are no bundle for this server's model
+├── Forbidden           this server was not started to allow it
+├── Conflict            a name that is taken, a bundle that is pinned
+├── Overloaded          the server is full; ask again later
 ├── Unsupported         this server cannot do it (model, engine flag, vLLM release); says what can
 └── NotApplied          the engine ran, but the proof does not match the plan: never shown as a normal reply
 """
@@ -11,9 +15,13 @@ TrimtabError
 from dataclasses import dataclass
 
 __all__ = [
+    "Conflict",
+    "Forbidden",
+    "InvalidBundle",
     "InvalidRequest",
     "InvalidSteering",
     "NotApplied",
+    "Overloaded",
     "TrimtabError",
     "UnknownBundle",
     "Unsupported",
@@ -66,6 +74,30 @@ class UnknownBundle(TrimtabError):
     """The bundle is not loaded in this server."""
 
     code = "UNKNOWN_BUNDLE"
+
+
+class Forbidden(TrimtabError):
+    """This server was not started to allow this."""
+
+    code = "FORBIDDEN"
+
+
+class Conflict(TrimtabError):
+    """What is asked for contradicts what is there: a name that is taken, a bundle that is pinned."""
+
+    code = "CONFLICT"
+
+
+class InvalidBundle(TrimtabError):
+    """The uploaded bytes are no bundle for this server."""
+
+    code = "INVALID_BUNDLE"
+
+
+class Overloaded(TrimtabError):
+    """The server is full; ask again later."""
+
+    code = "OVERLOADED"
 
 
 class Unsupported(TrimtabError):

@@ -22,7 +22,7 @@ async def test_a_declared_length_is_refused_before_anything_is_read() -> None:
         raise AssertionError("the body was read")
         yield b""
 
-    with pytest.raises(BodyTooLarge, match="this server reads 8388608"):
+    with pytest.raises(BodyTooLarge, match="this route reads 8388608"):
         await read(untouched(), {**JSON, "content-length": str(MAX_BODY_BYTES + 1)})
 
 

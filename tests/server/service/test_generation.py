@@ -45,7 +45,7 @@ class Service:
             metrics=Metrics(self.registry),
             keep_alive_seconds=0.0,
         )
-        app = build(generation, cast(Any, None), self.registry, key=None, drain=Drain())
+        app = build(generation, cast(Any, None), cast(Any, None), self.registry, key=None, drain=Drain())
         self.http = TestClient(app, raise_server_exceptions=False)
 
     def post(self, **changes: Any) -> Any:

@@ -48,6 +48,7 @@ def settings(folder: Path, *bundles: Path, **changes: Any) -> Settings:
         "port": 0,
         "served_name": "m",
         "on_failure": "closed",
+        "allow_bundle_upload": False,
         "api_key": None,
         "engine_flags": (),
         "say": said.append,

@@ -1,9 +1,13 @@
 import pytest
 
 from trimtab.server.errors import (
+    Conflict,
+    Forbidden,
+    InvalidBundle,
     InvalidRequest,
     InvalidSteering,
     NotApplied,
+    Overloaded,
     TrimtabError,
     UnknownBundle,
     Unsupported,
@@ -21,6 +25,10 @@ WRONG = [Violation("steering.edits[0].latent", "is absent"), Violation("steering
         (InvalidRequest(WRONG), 400, "invalid_request", "invalid_request_error"),
         (Unsupported("no"), 400, "unsupported", "invalid_request_error"),
         (UnknownBundle("no", field="steering.bundle"), 404, "unknown_bundle", "invalid_request_error"),
+        (InvalidBundle("no", field="body"), 400, "invalid_bundle", "invalid_request_error"),
+        (Forbidden("no"), 403, "forbidden", "permission_error"),
+        (Conflict("no", field="name"), 409, "conflict", "invalid_request_error"),
+        (Overloaded("no"), 503, "overloaded", "server_error"),
         (NotApplied("no"), 500, "steering_not_applied", "server_error"),
     ],
 )

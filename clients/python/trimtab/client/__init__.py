@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from trimtab.client.bundles import BundleLatent as BundleLatent
     from trimtab.client.bundles import BundleSummary as BundleSummary
     from trimtab.client.bundles import Validation as Validation
+    from trimtab.client.errors import ConflictError as ConflictError
+    from trimtab.client.errors import InvalidBundleError as InvalidBundleError
     from trimtab.client.errors import InvalidSteeringError as InvalidSteeringError
     from trimtab.client.errors import NotAppliedError as NotAppliedError
     from trimtab.client.errors import TrimtabError as TrimtabError
@@ -37,8 +39,10 @@ _HOME = {
     "AsyncTrimtab": "aio",
     "BundleLatent": "bundles",
     "BundleSummary": "bundles",
+    "ConflictError": "errors",
     "Edit": "spec",
     "HookPoint": "proof",
+    "InvalidBundleError": "errors",
     "InvalidSteeringError": "errors",
     "Latent": "spec",
     "NotAppliedError": "errors",
@@ -58,8 +62,10 @@ __all__ = [
     "AsyncTrimtab",
     "BundleLatent",
     "BundleSummary",
+    "ConflictError",
     "Edit",
     "HookPoint",
+    "InvalidBundleError",
     "InvalidSteeringError",
     "Latent",
     "NotAppliedError",

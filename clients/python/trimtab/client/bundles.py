@@ -7,7 +7,15 @@ from typing import Any, TypeVar
 
 from trimtab.client.errors import TrimtabError
 
-__all__ = ["BundleLatent", "BundleSummary", "Validation", "read_bundles", "read_latents", "read_validation"]
+__all__ = [
+    "BundleLatent",
+    "BundleSummary",
+    "Validation",
+    "read_bundle",
+    "read_bundles",
+    "read_latents",
+    "read_validation",
+]
 
 T = TypeVar("T")
 
@@ -28,6 +36,8 @@ class BundleSummary:
     n_vectors: int
     edits: tuple[Mapping[str, Any], ...]
     """What it applies when a request names it alone."""
+    pinned: bool
+    """It can be neither replaced nor removed."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,11 @@ def read_bundles(document: Any) -> tuple[BundleSummary, ...]:
     return _read(lambda listing: tuple(_summary(item) for item in listing["data"]), document)
 
 
+def read_bundle(document: Any) -> BundleSummary:
+    """The bundle of an answer about one."""
+    return _read(_summary, document)
+
+
 def read_latents(document: Any) -> tuple[BundleLatent, ...]:
     """The latents of one bundle's description."""
     return _read(lambda header: tuple(_latent(item) for item in header["latents"]), document)
@@ -92,6 +107,7 @@ def _summary(item: Any) -> BundleSummary:
         n_latents=int(item["n_latents"]),
         n_vectors=int(item["n_vectors"]),
         edits=tuple(MappingProxyType(dict(edit)) for edit in item["edits"]),
+        pinned=bool(item["pinned"]),
     )
 
 

@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import openai
+from openai._types import RequestOptions
 from openai.types import completion_create_params as completion
 from openai.types.chat import completion_create_params as chat
 
@@ -50,6 +51,20 @@ def body(
             raise InvalidSteeringError("steering is given twice: as `steering` and inside `extra_body`; drop one")
         merged["steering"] = steering.to_dict()
     return merged
+
+
+def bundle_path(name: str) -> str:
+    """The route of one bundle."""
+    return f"/steering/bundles/{quote(name, safe='')}"
+
+
+def upload(replace: bool, pin: bool) -> RequestOptions:
+    """How the bytes of a bundle are sent."""
+    switches = {"replace": replace, "pin": pin}
+    return {
+        "headers": {"Content-Type": "application/octet-stream"},
+        "params": {name: "true" for name, value in switches.items() if value},
+    }
 
 
 def must_be_applied(steering: Steering | None) -> bool:

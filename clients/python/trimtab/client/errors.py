@@ -3,6 +3,8 @@
 TrimtabError
 ├── InvalidSteeringError   the `steering` field breaks the contract; `violations` lists every mistake with its field
 ├── UnknownBundleError     a bundle, latent or vector that the server has not loaded
+├── InvalidBundleError     the bytes that were to be loaded are no bundle for the server's model
+├── ConflictError          another bundle has that name, or it is pinned
 ├── UnsupportedError       this server, model or engine cannot do it
 └── NotAppliedError        the reply was not steered as asked, or carries no proof that it was
 """
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     import openai
 
 __all__ = [
+    "ConflictError",
+    "InvalidBundleError",
     "InvalidSteeringError",
     "NotAppliedError",
     "TrimtabError",
@@ -94,6 +98,18 @@ class UnknownBundleError(TrimtabError):
     code = "unknown_bundle"
 
 
+class InvalidBundleError(TrimtabError):
+    """The bytes are no bundle, or one that was made for another model."""
+
+    code = "invalid_bundle"
+
+
+class ConflictError(TrimtabError):
+    """Another bundle has that name, or the bundle is pinned."""
+
+    code = "conflict"
+
+
 class UnsupportedError(TrimtabError):
     """This server, model or engine cannot do what was asked."""
 
@@ -106,4 +122,11 @@ class NotAppliedError(TrimtabError):
     code = "steering_not_applied"
 
 
-_KINDS = (InvalidSteeringError, UnknownBundleError, UnsupportedError, NotAppliedError)
+_KINDS = (
+    InvalidSteeringError,
+    UnknownBundleError,
+    InvalidBundleError,
+    ConflictError,
+    UnsupportedError,
+    NotAppliedError,
+)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
-from urllib.parse import quote
 
 import openai
 from typing_extensions import Unpack
 
 from trimtab.client import calls
-from trimtab.client.bundles import BundleLatent, BundleSummary, Validation, read_bundles, read_latents, read_validation
+from trimtab.client.bundles import (
+    BundleLatent,
+    BundleSummary,
+    Validation,
+    read_bundle,
+    read_bundles,
+    read_latents,
+    read_validation,
+)
 from trimtab.client.calls import ChatParams, ChatStreamParams, CompletionParams, CompletionStreamParams, Ending
 from trimtab.client.proof import Applied, require_applied
 from trimtab.client.replies import SteeredChatChunk, SteeredChatCompletion, SteeredCompletion
@@ -192,7 +199,42 @@ class SteeringRoutes:
             UnknownBundleError: the bundle is not loaded.
         """
         with calls.typed_errors():
-            return read_latents(self._sdk.get(f"/steering/bundles/{quote(bundle, safe='')}", cast_to=object))
+            return read_latents(self._sdk.get(calls.bundle_path(bundle), cast_to=object))
+
+    def load(self, bundle: bytes, *, replace: bool = False, pin: bool = False) -> BundleSummary:
+        """The bundle of these bytes (those of its file), now in every worker; loading it again changes nothing.
+
+        A server started with `--allow-bundle-upload` takes it without a pause. Requests that run on a replaced bundle keep it.
+
+        Raises:
+            InvalidBundleError: the bytes are no bundle, or one of another model.
+            ConflictError: another bundle has its name, and is not to be replaced, or is pinned.
+            openai.PermissionDeniedError: the server takes none.
+        """
+        with calls.typed_errors():
+            return read_bundle(
+                self._sdk.post("/steering/bundles", cast_to=object, content=bundle, options=calls.upload(replace, pin))
+            )
+
+    def unload(self, bundle: str) -> None:
+        """No request can name the bundle from now on; those that run on it keep it to their end.
+
+        Raises:
+            UnknownBundleError: the bundle is not loaded.
+            ConflictError: it is pinned.
+        """
+        with calls.typed_errors():
+            self._sdk.delete(calls.bundle_path(bundle), cast_to=object)
+
+    def pin(self, bundle: str) -> BundleSummary:
+        """The bundle, which can be neither replaced nor removed now."""
+        with calls.typed_errors():
+            return read_bundle(self._sdk.put(f"{calls.bundle_path(bundle)}/pin", cast_to=object))
+
+    def unpin(self, bundle: str) -> BundleSummary:
+        """The bundle, which can be replaced and removed again."""
+        with calls.typed_errors():
+            return read_bundle(self._sdk.delete(f"{calls.bundle_path(bundle)}/pin", cast_to=object))
 
     def validate(self, steering: Steering) -> Validation:
         """The plan that the server makes of these edits; nothing is run.

@@ -130,6 +130,11 @@ class EditState:
         """Steered requests in flight."""
         return len(self._requests)
 
+    @property
+    def n_slots(self) -> int:
+        """Different segments of steered requests in flight."""
+        return len({segment.key for request in self._requests.values() for segment in request.segments})
+
     def arrive(self, request_id: str, wire: Any, n_prompt: int) -> None:
         """A request with a plan is scheduled for the first time in this worker."""
         if request_id in self._requests and self._requests[request_id].n_prompt == n_prompt:

@@ -22,10 +22,11 @@ def register() -> None:
     if _registered:
         return
     pin.check()
-    from trimtab.server.engine import admission, op, prefix_cache, proof, worker
+    from trimtab.server.engine import admission, bundles, op, prefix_cache, proof, worker
 
     op.define()
     admission.patch()
+    bundles.patch()
     prefix_cache.patch()
     proof.patch_scheduler()
     proof.patch_front_end()

@@ -104,6 +104,7 @@ class Steering:
             "calls": {str(layer): entry.calls for layer, entry in state.layers.items()} if state else {},
             "bundles": sorted(state.tables.bundles) if state else [],
             "requests": state.n_requests if state else 0,
+            "slots": state.n_slots if state else 0,
         }
 
 

@@ -1,10 +1,9 @@
 """The app: an allow-list of routes, and nothing of vLLM's own app.
 
 POST /v1/chat/completions  /v1/completions  /v1/steering/validate
-GET  /v1/models  /v1/steering/bundles  /v1/steering/bundles/{name}  /v1/steering/schema  /livez  /readyz  /metrics
+GET  /v1/models  /v1/steering/schema  /livez  /readyz  /metrics
+and those of the bundles, in `bundle_routes`
 """
-
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -14,13 +13,14 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
-from trimtab.attribution.bundle import Bundle
-from trimtab.server.errors import InvalidSteering, TrimtabError, UnknownBundle, Violation
+from trimtab.server.errors import InvalidSteering, TrimtabError, Violation
 from trimtab.server.service import body
 from trimtab.server.service.admission import admit
+from trimtab.server.service.bundle_routes import add_bundle_routes
 from trimtab.server.service.edge import Drain, Edge
 from trimtab.server.service.generation import Generation, Refused
 from trimtab.server.service.problem import Problem, of_error
+from trimtab.server.service.shelf import Shelf
 from trimtab.server.steering import Steering
 
 __all__ = ["build"]
@@ -29,7 +29,13 @@ _FIELDS = frozenset(ChatCompletionRequest.model_fields) | frozenset(CompletionRe
 
 
 def build(
-    generation: Generation, models: OpenAIServingModels, registry: CollectorRegistry, *, key: bytes | None, drain: Drain
+    generation: Generation,
+    shelf: Shelf,
+    models: OpenAIServingModels,
+    registry: CollectorRegistry,
+    *,
+    key: bytes | None,
+    drain: Drain,
 ) -> FastAPI:
     """The app over a running engine; `key` is the digest of the API key, None for a server without one."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -49,24 +55,7 @@ def build(
 
     app.add_route("/v1/models", list_models, methods=["GET"])
 
-    async def list_bundles(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_summary(bundles[name]) for name in sorted(bundles)]})
-
-    app.add_route("/v1/steering/bundles", list_bundles, methods=["GET"])
-
-    async def show_bundle(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in bundles:
-            raise UnknownBundle(
-                f"bundle {name!r} is not loaded; GET /v1/steering/bundles lists those that are", field="name"
-            )
-        header = bundles[name].header
-        return JSONResponse(
-            header.model_dump(mode="json")
-            | {"hook_point": header.hook_point, "content_hash": bundles[name].content_hash}
-        )
-
-    app.add_route("/v1/steering/bundles/{name}", show_bundle, methods=["GET"])
+    add_bundle_routes(app, shelf)
 
     async def validate(request: Request) -> Response:
         raw = await body.read(request.stream(), request.headers)
@@ -109,20 +98,6 @@ def build(
 
     app.add_route("/metrics", metrics, methods=["GET"])
     return app
-
-
-def _summary(bundle: Bundle) -> dict[str, Any]:
-    header = bundle.header
-    return {
-        "name": header.name,
-        "content_hash": bundle.content_hash,
-        "behaviour": header.behaviour,
-        "model": header.model.id,
-        "hook_point": header.hook_point,
-        "n_latents": len(header.latents),
-        "n_vectors": len(header.vectors),
-        "edits": [edit.model_dump(mode="json", exclude_none=True) for edit in header.edits],
-    }
 
 
 def _problems(app: FastAPI) -> None:

@@ -16,24 +16,30 @@ class BodyTooLarge(Exception):
     """More bytes than this server reads; the message says how many it does."""
 
 
-async def read(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> bytes:
-    """The whole body, which must be declared as JSON: a web page cannot send that to another origin unasked.
+async def read(
+    chunks: AsyncIterator[bytes],
+    headers: Mapping[str, str],
+    *,
+    media: str = "application/json",
+    most: int = MAX_BODY_BYTES,
+) -> bytes:
+    """The whole body, which must be declared as `media`: a web page cannot send that, nor JSON, to another origin unasked.
 
     Raises:
         InvalidRequest: by its Content-Type.
         BodyTooLarge: by its declared length, before anything is read, or by what arrives.
     """
-    media = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise InvalidRequest([Violation("content-type", f"must be application/json, not {media[:60] or 'absent'}")])
+    given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != media:
+        raise InvalidRequest([Violation("content-type", f"must be {media}, not {given[:60] or 'absent'}")])
     declared = headers.get("content-length")
-    if declared is not None and declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-        raise BodyTooLarge(f"the body is {declared} bytes; this server reads {MAX_BODY_BYTES}, so shorten the prompt")
+    if declared is not None and declared.isdecimal() and int(declared) > most:
+        raise BodyTooLarge(f"the body is {declared} bytes; this route reads {most}, so send less")
     body = bytearray()
     async for chunk in chunks:
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BodyTooLarge(f"the body is over {MAX_BODY_BYTES} bytes; shorten the prompt")
+        if len(body) > most:
+            raise BodyTooLarge(f"the body is over {most} bytes, which is what this route reads; send less")
     return bytes(body)
 
 

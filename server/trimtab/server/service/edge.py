@@ -15,6 +15,8 @@ __all__ = ["Drain", "Edge", "digest"]
 _OPEN = frozenset({"/livez", "/readyz"})
 """Probes carry no key."""
 
+_WORK = frozenset({"POST", "PUT", "DELETE"})
+
 _ECHOED = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -24,7 +26,7 @@ class Drain:
     def __init__(self) -> None:
         self.begun = False
         self.n_active = 0
-        """POST requests that are being served."""
+        """Requests other than GET that are being served."""
 
 
 def digest(key: str) -> bytes:
@@ -61,7 +63,7 @@ class Edge:
         if problem is not None:
             await JSONResponse(problem.document, problem.status, problem.headers)(scope, receive, named)
             return
-        is_work = scope["method"] == "POST"
+        is_work = scope["method"] in _WORK
         self._drain.n_active += is_work
         try:
             await self._app(scope, receive, named)
@@ -75,6 +77,6 @@ class Edge:
                 return Problem(
                     401, "invalid_api_key", "give this server's key: `Authorization: Bearer …`", "authorization"
                 )
-        if self._drain.begun and scope["method"] == "POST":
+        if self._drain.begun and scope["method"] in _WORK:
             return Problem(503, "draining", "this server is shutting down; ask another replica")
         return None

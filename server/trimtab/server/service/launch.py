@@ -25,7 +25,6 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 
 from trimtab.server.engine import pin
-from trimtab.server.engine.bundles import load_bundle
 from trimtab.server.engine.handshake import prove
 from trimtab.server.errors import Unsupported
 from trimtab.server.service import flags
@@ -34,6 +33,7 @@ from trimtab.server.service.edge import Drain, digest
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.preflight import Preflight
+from trimtab.server.service.shelf import Shelf
 
 __all__ = ["ENGINE_DIED", "INTERRUPTED", "run"]
 
@@ -107,12 +107,14 @@ def _interrupt_is_ours() -> Iterator[None]:
 
 
 async def _serve(ready: Preflight, args: Namespace) -> int:
-    settings, bundles = ready.settings, ready.bundles
-    async with _engine(args) as engine:
-        hashes = [await load_bundle(engine, bundle) for bundle in bundles.values()]
-        reports = await prove(engine, hashes)
+    settings = ready.settings
+    async with _engine(args) as engine, AsyncExitStack() as stack:
         drain, metrics = Drain(), Metrics(REGISTRY)
-        metrics.bundles_loaded.set(len(bundles))
+        shelf = Shelf(engine, ready.identity, metrics, mutable=settings.allow_bundle_upload)
+        stack.push_async_callback(shelf.close)
+        for bundle in ready.bundles.values():
+            await shelf.add(bundle, pin=True)
+        reports = await prove(engine, [bundle.content_hash for bundle in shelf.values()])
         state = State()
         await init_app_state(engine, state, args, await engine.get_supported_tasks())
         if state.openai_serving_chat is None or state.openai_serving_completion is None:
@@ -122,7 +124,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
             chat=state.openai_serving_chat,
             completion=state.openai_serving_completion,
             models=(settings.served_name, *state.openai_serving_models.lora_requests),
-            bundles=bundles,
+            bundles=shelf,
             on_failure=settings.on_failure,
             metrics=metrics,
             keep_alive_seconds=float(args.sse_keep_alive_interval),
@@ -130,7 +132,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
         key = None if settings.api_key is None else digest(settings.api_key)
         server = _Server(
             uvicorn.Config(
-                build(generation, state.openai_serving_models, REGISTRY, key=key, drain=drain),
+                build(generation, shelf, state.openai_serving_models, REGISTRY, key=key, drain=drain),
                 lifespan="off",
                 log_level="warning",
                 access_log=False,
@@ -140,7 +142,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
         )
         n_layers = len(reports[0].get("layers", []))
         settings.say(
-            f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(bundles) or 'none'}"
+            f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(shelf) or 'none'}"
         )
         return await _until_stopped(server, engine, drain, ready, args.shutdown_timeout)
 

@@ -33,6 +33,8 @@ class Settings:
     """0 takes any free port."""
     served_name: str
     on_failure: OnFailure
+    allow_bundle_upload: bool
+    """Whether clients may load and remove bundles."""
     api_key: str | None = field(repr=False)
     engine_flags: Sequence[str]
     say: Callable[[str], None]
@@ -45,6 +47,8 @@ class Preflight(NamedTuple):
     settings: Settings
     folder: Path
     """The model's files."""
+    identity: ModelIdentity
+    """The model as a bundle names it."""
     bundles: dict[str, Bundle]
     sock: socket.socket
     """Bound, not yet listening."""
@@ -65,7 +69,7 @@ def preflight(settings: Settings) -> Iterator[Preflight]:
         identity = _identity(settings.model, folder)
         for bundle in bundles.values():
             bundle.check_model(identity)
-        yield Preflight(settings, folder, bundles, sock)
+        yield Preflight(settings, folder, identity, bundles, sock)
 
 
 def _check_plugins() -> None:

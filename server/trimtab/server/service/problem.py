@@ -8,7 +8,18 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from trimtab.server.errors import InvalidRequest, InvalidSteering, NotApplied, TrimtabError, UnknownBundle, Unsupported
+from trimtab.server.errors import (
+    Conflict,
+    Forbidden,
+    InvalidBundle,
+    InvalidRequest,
+    InvalidSteering,
+    NotApplied,
+    Overloaded,
+    TrimtabError,
+    UnknownBundle,
+    Unsupported,
+)
 
 __all__ = ["RETRY_AFTER_SECONDS", "Problem", "of_error", "of_vllm"]
 
@@ -38,6 +49,8 @@ class Problem(NamedTuple):
         match self.status:
             case 401:
                 kind = "authentication_error"
+            case 403:
+                kind = "permission_error"
             case status if status < 500:
                 kind = "invalid_request_error"
             case _:
@@ -55,6 +68,8 @@ class Problem(NamedTuple):
                 return {"retry-after": str(RETRY_AFTER_SECONDS)}
             case 401:
                 return {"www-authenticate": "Bearer", "x-should-retry": "false"}
+            case 409:  # OpenAI's SDKs ask again by themselves otherwise.
+                return {"x-should-retry": "false"}
             case 500 if self.code == NotApplied.code.lower():
                 return {"x-should-retry": "false"}
             case _:
@@ -69,8 +84,14 @@ def of_error(error: TrimtabError) -> Problem:
             status, violations = 400, tuple((v.field, v.message) for v in error.violations)
         case UnknownBundle():
             status = 404
-        case Unsupported():
+        case Unsupported() | InvalidBundle():
             status = 400
+        case Forbidden():
+            status = 403
+        case Conflict():
+            status = 409
+        case Overloaded():
+            status = 503
         case _:
             status = 500
     return Problem(status, error.code.lower(), error.message, error.field, violations)
