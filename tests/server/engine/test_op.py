@@ -93,4 +93,4 @@ def test_a_decoy_does_not_read_its_stale_second(state: EditState) -> None:
     state.arrive("r", PLAN.wire(), 3)
     state.prepare(["r"], [0], [3])
     layer(torch.randn(3, D))
-    assert state.collect()()["r"]["failure"] is None
+    assert state.collect()()["r"].failure is None

@@ -41,9 +41,9 @@ def check(pieces: list[tuple[SlotRows, Rows, int, int]], n_rows: int, residual: 
         expected[start:stop] = delta(h[start:stop], rows)
         ratios.append(expected[start:stop].norm(dim=-1) / h[start:stop].norm(dim=-1))
     work = LayerWork([Piece(s, start, stop) for s, _, start, stop in pieces], CPU)
-    ratio = work.apply(hidden, other if residual else None)
+    norms = work.apply(hidden, other if residual else None)
     torch.testing.assert_close(hidden, before + expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ratio, torch.cat(ratios), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norms.delta_N / norms.stream_N, torch.cat(ratios), rtol=1e-4, atol=1e-5)
     edited = torch.zeros(n_rows, dtype=torch.bool)
     for _, _, start, stop in pieces:
         edited[start:stop] = True

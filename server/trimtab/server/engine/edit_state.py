@@ -7,36 +7,30 @@ request as a failure, travels with its proof, and the reply fails closed.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.server.engine.device_path import DevicePath, Span, to_host
+from trimtab.server.engine.proof import Report
 from trimtab.server.engine.tables import Tables
 from trimtab.server.engine.wire import decode, segments, stop
-from trimtab.server.engine.work import LayerWork, Piece, key
+from trimtab.server.engine.work import LayerWork, Norms, Piece
 from trimtab.server.errors import InvalidSteering
 from trimtab.server.plan import Segment
 
-__all__ = ["EditState", "Request", "Tally"]
+__all__ = ["EditState", "Request"]
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class Tally:
-    """Tokens of one request at one hook point, each position counted once."""
-
-    prompt: int = 0
-    completion: int = 0
-    cached: int = 0
-    max_relative_norm: float = 0.0
+_PROMPT, _COMPLETION, _CACHED = range(3)
 
 
 @dataclass
@@ -46,8 +40,8 @@ class Request:
     plan_hash: str
     n_prompt: int
     segments: tuple[Segment, ...]
-    tallies: dict[int, Tally]
-    """By layer; every layer of the plan."""
+    layers: tuple[int, ...]
+    """Of the plan, ascending."""
     high_water: int = 0
     """Positions below were run or came out of the cache: recomputing them after a preemption counts nothing."""
     failure: str | None = None
@@ -56,37 +50,38 @@ class Request:
     drafts: list[tuple[int, int, float]] = field(default_factory=list)
     """(layer, position, ‖Δ‖/‖h‖) of the last step's edited drafts, which count once they are accepted."""
 
+    def __post_init__(self) -> None:
+        self.counts_KL = np.zeros((3, len(self.layers)), np.int32)
+        """Prompt, completion and cached tokens at each layer, each position counted once."""
+        self.norms_L = np.zeros(len(self.layers), np.float32)
+        """Largest ‖Δ‖/‖h‖ at each layer."""
+        self._at: dict[tuple[int, ...], slice | list[int]] = {self.layers: slice(None)}
+
+    def at(self, layers: tuple[int, ...]) -> slice | list[int]:
+        """Where these layers are in the arrays."""
+        found = self._at.get(layers)
+        if found is None:
+            found = self._at[layers] = [self.layers.index(layer) for layer in layers]
+        return found
+
     def settle(self, start: int) -> None:
         """Count the drafts that were accepted: those below the first position of the request's next step."""
         for layer, position, norm in self.drafts:
             if position < start:
-                tally = self.tallies[layer]
-                tally.completion += 1
-                tally.max_relative_norm = max(tally.max_relative_norm, norm)
+                i = self.layers.index(layer)
+                self.counts_KL[_COMPLETION, i] += 1
+                self.norms_L[i] = max(self.norms_L[i], norm)
         self.drafts.clear()
         self.high_water = max(self.high_water, min(start, self.drafted))
 
-    def proof(self) -> dict[str, Any]:
-        """What was applied so far, as `proof` tells it."""
-        return {
-            "plan": self.plan_hash,
-            "samples": 1,
-            "failure": self.failure,
-            "hook_points": {
-                f"blocks.{layer}.resid_post": {
-                    "prompt_tokens": tally.prompt,
-                    "completion_tokens": tally.completion,
-                    "cached_prompt_tokens": tally.cached,
-                    "max_relative_norm": tally.max_relative_norm,
-                }
-                for layer, tally in self.tallies.items()
-            },
-            "drafts": [(f"blocks.{layer}.resid_post", at, norm) for layer, at, norm in self.drafts],
-        }
+    def report(self) -> Report:
+        """What was applied so far."""
+        counts, norms = self.counts_KL.tobytes(), self.norms_L.tobytes()
+        return Report(self.plan_hash, self.failure, self.layers, counts, norms, tuple(self.drafts))
 
 
 class _Count(NamedTuple):
-    """What a piece adds to its request's tally once it has been applied."""
+    """What a span adds to its request's counts once it has been applied."""
 
     request: Request
     prompt: int
@@ -100,15 +95,53 @@ class _Layer:
     """One hooked layer."""
 
     calls: int = 0
-    pieces: tuple[Piece, ...] = ()
-    """What this step edits."""
-    counts: list[_Count] = field(default_factory=list)
     work: LayerWork | None = None
-    """None: nothing to edit in this step."""
-    ratio_N: Tensor | None = None
-    """‖Δ‖/‖h‖ of the edited rows; None until the operator has run in this step."""
-    last: LayerWork | None = None
-    """The previous step's work, reused while the batch stays the same."""
+    """None: nothing to edit in this step, or a `DevicePath` does it."""
+    norms: Norms | None = None
+    """Of the edited rows; None until the operator has run in this step."""
+
+
+class _Group(NamedTuple):
+    """Layers that edit the same spans."""
+
+    layers: tuple[int, ...]
+    members: tuple[int, ...]
+    """Which of the step's spans."""
+    ends: NDArray[np.int64]
+    """Where the rows of each member end among the group's edited rows."""
+
+
+class _Layout(NamedTuple):
+    """What a step does at each layer, reused while the batch stays the same: a decode step moves positions, not rows."""
+
+    spans: tuple[Span, ...] = ()
+    """They keep their slots alive, so that equal ids are equal slots."""
+    key: tuple[tuple[int, int, int], ...] = ()
+    """(id of the slot, first row, last row) of each span."""
+    pieces: Mapping[int, tuple[Piece, ...]] = MappingProxyType({})
+    works: Mapping[int, LayerWork] = MappingProxyType({})
+    """Empty with a `DevicePath`."""
+    groups: tuple[_Group, ...] = ()
+
+    @staticmethod
+    def of(spans: tuple[Span, ...], key: tuple[tuple[int, int, int], ...], device: torch.device | None) -> "_Layout":
+        members: dict[int, list[int]] = {}
+        for i, span in enumerate(spans):
+            for layer in span.slot:
+                members.setdefault(layer, []).append(i)
+        pieces = {
+            layer: tuple(Piece(spans[i].slot[layer], spans[i].start, spans[i].stop) for i in found)
+            for layer, found in members.items()
+        }
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for layer, found in sorted(members.items()):
+            alike.setdefault(tuple(found), []).append(layer)
+        groups = tuple(
+            _Group(tuple(layers), found, np.cumsum([spans[i].stop - spans[i].start for i in found]))
+            for found, layers in alike.items()
+        )
+        works = {} if device is None else {layer: LayerWork(found, device) for layer, found in pieces.items()}
+        return _Layout(spans, key, pieces, works, groups)
 
 
 class EditState:
@@ -123,7 +156,11 @@ class EditState:
         self.layers = {layer: _Layer() for layer in layers}
         self._requests: dict[str, Request] = {}
         self._step: list[tuple[str, Request]] = []
-        self._active: list[int] = []
+        self._counts: list[_Count] = []
+        """Of the spans of this step."""
+        self._active = False
+        self.layout = _Layout()
+        """Of the last step that edited something."""
 
     @property
     def n_requests(self) -> int:
@@ -142,10 +179,9 @@ class EditState:
         try:
             plan = decode(wire)
         except (InvalidSteering, TypeError) as e:
-            self._requests[request_id] = Request("", n_prompt, (), {}, failure=f"the worker cannot read the plan ({e})")
+            self._requests[request_id] = Request("", n_prompt, (), (), failure=f"the worker cannot read the plan ({e})")
             return
-        tallies = {layer: Tally() for layer in plan.layers}
-        request = Request(plan.hash, n_prompt, segments(wire, n_prompt), tallies)
+        request = Request(plan.hash, n_prompt, segments(wire, n_prompt), plan.layers)
         unhooked = [layer for layer in plan.layers if layer not in self.layers]
         if unhooked:
             request.failure = f"layer {unhooked[0]} is not hooked in this worker; it hooks {sorted(self.layers)}"
@@ -173,10 +209,12 @@ class EditState:
             self.path.write(())
 
     def _reset(self) -> None:
-        for layer in self._active:
-            state = self.layers[layer]
-            state.work, state.ratio_N, state.pieces, state.counts = None, None, (), []
-        self._active = []
+        if self._active:
+            for layer in self.layout.pieces:
+                state = self.layers[layer]
+                state.work, state.norms = None, None
+        self._active = False
+        self._counts = []
         self._step = []
 
     def prepare(
@@ -217,19 +255,14 @@ class EditState:
             row += n
         if self.path is not None:
             self.path.write([span for span, _ in spans])
-        pieces: dict[int, list[Piece]] = {}
-        for span, count in spans:
-            for layer, rows in span.slot.items():
-                pieces.setdefault(layer, []).append(Piece(rows, span.start, span.stop))
-                self.layers[layer].counts.append(count)
-        self._active = list(pieces)
-        for layer, found in pieces.items():
-            state = self.layers[layer]
-            state.pieces = tuple(found)
-            if self.path is None:
-                if state.last is None or state.last.key != key(found):
-                    state.last = LayerWork(found, self.tables.device)
-                state.work = state.last
+        key = tuple((id(span.slot), span.start, span.stop) for span, _ in spans)
+        if key != self.layout.key:
+            device = self.tables.device if self.path is None else None
+            self.layout = _Layout.of(tuple(span for span, _ in spans), key, device)
+        self._counts = [count for _, count in spans]
+        self._active = bool(spans)
+        for layer, work in self.layout.works.items():
+            self.layers[layer].work = work
 
     def _spans(self, request: Request, start: int, end: int, offset: int, n_drafts: int) -> list[tuple[Span, _Count]]:
         """What to edit in positions [start, end), which are rows [start + offset, end + offset); the last ones are drafts."""
@@ -241,8 +274,7 @@ class EditState:
             return found
         for segment in request.segments:
             if start > known and (skipped := min(stop(segment), start) - max(segment.lo, known)) > 0:
-                for layer in {row.layer for row in segment.rows}:
-                    request.tallies[layer].cached += skipped
+                request.counts_KL[_CACHED, request.at(tuple(sorted({row.layer for row in segment.rows})))] += skipped
             lo, hi = max(segment.lo, start), min(stop(segment), end)
             if lo >= hi:
                 continue
@@ -271,63 +303,81 @@ class EditState:
             if self.path is not None:
                 self.path.apply(layer, hidden, residual)
             elif state.work is not None:
-                state.ratio_N = state.work.apply(hidden, residual)
+                state.norms = state.work.apply(hidden, residual)
         except Exception as e:  # noqa: BLE001 - told to every request of this layer through its proof
             _log.exception("trimtab: the edit of layer %d failed", layer)
-            for count in state.counts:
-                count.request.failure = f"the edit of layer {layer} raised {type(e).__name__}: {e}"
+            why = f"the edit of layer {layer} raised {type(e).__name__}: {e}"
+            for group in self.layout.groups:
+                if layer in group.layers:
+                    _fail((self._counts[i] for i in group.members), why)
 
-    def collect(self) -> Callable[[], dict[str, dict[str, Any]]]:
-        """After a forward: what gives the proofs of the step's steered requests once the device is done."""
+    def collect(self) -> Callable[[], dict[str, Report]]:
+        """After a forward: what gives the reports on the step's steered requests once the device is done."""
         if not self._step:
             return dict
-        step = self._step
-        done = [(layer, self.layers[layer].pieces, self.layers[layer].counts) for layer in self._active]
+        step, counts = self._step, self._counts
+        layout = self.layout if self._active else _Layout()
         ratios: Callable[[], Mapping[int, NDArray[np.float32] | None]]
         if self.path is not None:
-            ratios = self.path.ratios({layer: pieces for layer, pieces, _ in done})
+            ratios = self.path.ratios(layout.pieces)
         else:
-            waiting = {layer: _to_host(self.layers[layer].ratio_N) for layer in self._active}
-            ratios = lambda: {layer: wait() for layer, wait in waiting.items()}  # noqa: E731
+            ratios = _ratios({layer: self.layers[layer].norms for layer in layout.pieces})
         self._reset()
 
-        def proofs() -> dict[str, dict[str, Any]]:
+        def reports() -> dict[str, Report]:
             found = ratios()
-            for layer, pieces, counts in done:
-                _tally(layer, pieces, counts, found[layer])
-            return {request_id: request.proof() for request_id, request in step}
+            for group in layout.groups:
+                _tally(group, [counts[i] for i in group.members], [found[layer] for layer in group.layers])
+            return {request_id: request.report() for request_id, request in step}
 
-        return proofs
+        return reports
 
 
-def _tally(layer: int, pieces: Sequence[Piece], counts: list[_Count], ratio_N: NDArray[np.float32] | None) -> None:
-    if ratio_N is None or (ratio_N < 0).any():
-        for count in counts:
-            count.request.failure = (
-                count.request.failure or f"the hook of layer {layer} was not called in a step that needed it"
-            )
+def _tally(group: _Group, counts: Sequence[_Count], ratios: Sequence[NDArray[np.float32] | None]) -> None:
+    """Count what a step did at the layers of a group; `ratios` are ‖Δ‖/‖h‖ of its edited rows, None where it did not run."""
+    ran = [ratio_N for ratio_N in ratios if ratio_N is not None and not (ratio_N < 0).any()]
+    if len(ran) < len(ratios):
+        silent = next(layer for layer, r in zip(group.layers, ratios, strict=True) if r is None or (r < 0).any())
+        _fail(counts, f"the hook of layer {silent} was not called in a step that needed it")
         return
-    ends = np.cumsum([piece.stop - piece.start for piece in pieces])
-    starts = np.concatenate([[0], ends[:-1]])
-    for count, end in zip(counts, ends.tolist(), strict=True):
+    ratio_LN = np.stack(ran)
+    ends = group.ends.tolist()
+    for count, end in zip(counts, ends, strict=True):
         if n := len(count.drafts):
-            norms = ratio_N[end - n : end].tolist()
-            count.request.drafts += [(layer, at, norm) for at, norm in zip(count.drafts, norms, strict=True)]
-            ratio_N[end - n : end] = np.where(np.isfinite(norms), 0.0, norms)  # NaN fails the request, accepted or not
-    largest = np.maximum.reduceat(ratio_N, starts).tolist()
-    for count, norm in zip(counts, largest, strict=True):
-        tally = count.request.tallies[layer]
-        if not math.isfinite(norm):
-            count.request.failure = f"the edit of layer {layer} gave NaN or infinity; lower its strength"
-            continue
-        tally.prompt += count.prompt
-        tally.completion += count.completion
-        tally.max_relative_norm = max(tally.max_relative_norm, norm)
+            norms_LM = ratio_LN[:, end - n : end]
+            for layer, norms in zip(group.layers, norms_LM.tolist(), strict=True):
+                count.request.drafts += [(layer, at, norm) for at, norm in zip(count.drafts, norms, strict=True)]
+            norms_LM[np.isfinite(norms_LM)] = 0.0  # NaN fails the request, accepted or not
+    starts = np.concatenate([[0], group.ends[:-1]])
+    largest_LP = ratio_LN if len(ends) == ends[-1] else np.maximum.reduceat(ratio_LN, starts, axis=1)
+    finite_LP = np.isfinite(largest_LP)
+    if not finite_LP.all():
+        for layer, finite_P in zip(group.layers, finite_LP, strict=True):
+            lost = (count for count, finite in zip(counts, finite_P, strict=True) if not finite)
+            _fail(lost, f"the edit of layer {layer} gave NaN or infinity; lower its strength")
+    for count, largest_L in zip(counts, largest_LP.T, strict=True):
+        request, at = count.request, count.request.at(group.layers)
+        if count.prompt:
+            request.counts_KL[_PROMPT, at] += count.prompt
+        request.counts_KL[_COMPLETION, at] += count.completion
+        request.norms_L[at] = np.maximum(request.norms_L[at], largest_L)
 
 
-def _to_host(ratio_N: Tensor | None) -> Callable[[], NDArray[np.float32] | None]:
-    """Start copying to the host; the result waits for it."""
-    if ratio_N is None:
-        return lambda: None
-    copy = to_host(ratio_N)
-    return lambda: copy().numpy()
+def _fail(counts: Iterable[_Count], why: str) -> None:
+    for count in counts:
+        count.request.failure = count.request.failure or why
+
+
+def _ratios(norms: dict[int, Norms | None]) -> Callable[[], dict[int, NDArray[np.float32] | None]]:
+    """Start copying ‖Δ‖/‖h‖ of the edited rows to the host; the result, by layer, waits for it."""
+    ran = {layer: found for layer, found in norms.items() if found is not None}
+    if not ran:
+        return lambda: dict.fromkeys(norms)
+    delta_M, stream_M = (torch.cat(parts) for parts in zip(*ran.values(), strict=True))
+    copy = to_host(delta_M / stream_M.clamp_min(torch.finfo(torch.float32).tiny))
+    ends = np.cumsum([len(found.stream_N) for found in ran.values()])[:-1]
+
+    def by_layer() -> dict[int, NDArray[np.float32] | None]:
+        return {**dict.fromkeys(norms), **dict(zip(ran, np.split(copy().numpy(), ends), strict=True))}
+
+    return by_layer

@@ -8,21 +8,41 @@ A proof is {"plan": hash, "samples": n, "failure": None or a sentence, "hook_poi
 "completion_tokens", "cached_prompt_tokens", "max_relative_norm"}}}. Tokens are counted by absolute position, each once however
 often it was computed. Position n_prompt − 1 and later are completion tokens; the last sampled token is never run, so with scope
 `completion` there are exactly as many as tokens were generated. Cached positions came out of blocks that were edited alike.
-Drafts of speculative decoding ride apart, as (hook point, position, ‖Δ‖/‖h‖), until the scheduler knows which were kept.
+
+Every step's output carries a `Report` of each steered request, for it is not known in the worker which one finishes: packed
+arrays, which are read only when a request ends. Drafts of speculative decoding ride in it apart, until the scheduler knows which
+were kept.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from trimtab.server.engine.wire import stop
 from trimtab.server.errors import NotApplied
 from trimtab.server.plan import Plan
 
-__all__ = ["KEY", "attach", "expected", "merge", "patch_front_end", "patch_scheduler", "settled", "verify"]
+__all__ = ["KEY", "Report", "attach", "expected", "merge", "patch_front_end", "patch_scheduler", "settled", "verify"]
 
 KEY = "trimtab"
 """The key of plans in `SamplingParams.extra_args` and of proofs in `kv_transfer_params`."""
 
 _COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens")
+
+
+class Report(NamedTuple):
+    """What one worker has applied of one request so far."""
+
+    plan: str
+    failure: str | None
+    layers: tuple[int, ...]
+    """Of the plan, ascending."""
+    counts: bytes
+    """Tokens by kind and layer, int32 [3, L], in the order of a proof's counts."""
+    norms: bytes
+    """Largest ‖Δ‖/‖h‖ by layer, float32 [L]."""
+    drafts: tuple[tuple[int, int, float], ...]
+    """(layer, position, ‖Δ‖/‖h‖) of the last step's edited drafts."""
 
 
 def expected(plan: Plan, n_prompt: int, n_completion: int) -> dict[str, tuple[int, int]]:
@@ -88,19 +108,28 @@ def merge(proofs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def settled(proof: dict[str, Any], end: int) -> dict[str, Any]:
-    """The proof with the drafts of speculative decoding below position `end` counted, and the others dropped."""
-    points = {name: dict(point) for name, point in proof["hook_points"].items()}
-    for name, at, norm in proof["drafts"]:
+def settled(report: Report, end: int) -> dict[str, Any]:
+    """The proof of a report, with the drafts below position `end` counted and the others dropped."""
+    counts_KL = np.frombuffer(report.counts, np.int32).reshape(len(_COUNTS), -1)
+    norms_L = np.frombuffer(report.norms, np.float32)
+    points = {
+        f"blocks.{layer}.resid_post": {
+            **dict(zip(_COUNTS, counts_KL[:, i].tolist(), strict=True)),
+            "max_relative_norm": float(norms_L[i]),
+        }
+        for i, layer in enumerate(report.layers)
+    }
+    for layer, at, norm in report.drafts:
         if at < end:
-            points[name]["completion_tokens"] += 1
-            points[name]["max_relative_norm"] = max(points[name]["max_relative_norm"], norm)
-    return {**{k: v for k, v in proof.items() if k != "drafts"}, "hook_points": points}
+            point = points[f"blocks.{layer}.resid_post"]
+            point["completion_tokens"] += 1
+            point["max_relative_norm"] = max(point["max_relative_norm"], norm)
+    return {"plan": report.plan, "samples": 1, "failure": report.failure, "hook_points": points}
 
 
-def attach(output: Any, proofs: dict[str, dict[str, Any]]) -> None:
-    """Put the proofs of a step on a `ModelRunnerOutput`: a plain dataclass, pickled with all its attributes."""
-    output.trimtab = proofs
+def attach(output: Any, reports: dict[str, Report]) -> None:
+    """Put the reports of a step on a `ModelRunnerOutput`: a plain dataclass, pickled with all its attributes."""
+    output.trimtab = reports
 
 
 def patch_scheduler() -> None:
@@ -110,24 +139,24 @@ def patch_scheduler() -> None:
     original = Scheduler.update_from_output
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        proofs: dict[str, dict[str, Any]] = getattr(model_runner_output, "trimtab", None) or {}
+        reports: dict[str, Report] = getattr(model_runner_output, "trimtab", None) or {}
         # A stop string is found in the front end, after the fact, and a failure should not wait for the end of a stream: such
         # a request carries its proof on every output.
         watched = {
             r
-            for r, proof in proofs.items()
-            if proof["failure"] or ((request := self.requests.get(r)) and request.sampling_params.stop)
+            for r, report in reports.items()
+            if report.failure or ((request := self.requests.get(r)) and request.sampling_params.stop)
         }
-        requests = {r: self.requests.get(r) for r in proofs}
+        requests = {r: self.requests.get(r) for r in reports}
         result = original(self, scheduler_output, model_runner_output)
-        if proofs:
+        if reports:
             for batch in result.values():
                 for output in batch.outputs:
-                    proof = proofs.get(output.request_id)
+                    report = reports.get(output.request_id)
                     request = requests.get(output.request_id)
-                    if proof and request and (output.finish_reason is not None or output.request_id in watched):
+                    if report and request and (output.finish_reason is not None or output.request_id in watched):
                         # The last token is never run, and what was sampled beyond the end is no longer the request's.
-                        proof = settled(proof, request.num_tokens - 1)
+                        proof = settled(report, request.num_tokens - 1)
                         output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: proof}
         return result
 

@@ -97,18 +97,18 @@ def arrivals(scheduler_output: Any, state: EditState) -> None:
 
 
 def hand_over(output: Any, state: EditState) -> None:
-    """Put the step's proofs on the runner's output; on an asynchronous one when its result is taken."""
-    proofs = state.collect()
-    if proofs is dict or output is None:
+    """Put the step's reports on the runner's output; on an asynchronous one when its result is taken."""
+    reports = state.collect()
+    if reports is dict or output is None:
         return
     if not hasattr(output, "get_output"):
-        attach(output, proofs())
+        attach(output, reports())
         return
     get_output = output.get_output
 
     def _get_output() -> Any:
         result = get_output()
-        attach(result, proofs())
+        attach(result, reports())
         return result
 
     output.get_output = _get_output

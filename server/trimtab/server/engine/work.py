@@ -17,16 +17,24 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from trimtab.attribution.edit import Rows
 from trimtab.server.engine.tables import SlotRows
 
-__all__ = ["LayerWork", "Piece", "key"]
+__all__ = ["LayerWork", "Norms", "Piece"]
 
 DENSE_LATENTS = 256
 """Up to this many latents over all slots, multiplying by zeros is cheaper than padding."""
 LONG_ROWS = 16
 """A slot with more rows than this is worth GEMMs of its own."""
+
+
+class Norms(NamedTuple):
+    """Of the edited rows, before the edit [N]."""
+
+    delta_N: Tensor
+    stream_N: Tensor
 
 
 class Piece(NamedTuple):
@@ -37,17 +45,11 @@ class Piece(NamedTuple):
     stop: int
 
 
-def key(pieces: Sequence[Piece]) -> tuple[tuple[int, int, int], ...]:
-    """Equal for equal work, while the slots are alive."""
-    return tuple((id(piece.slot), piece.start, piece.stop) for piece in pieces)
-
-
 class LayerWork:
     """All pieces of one layer in one step."""
 
     def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
         self.pieces = tuple(pieces)
-        self.key = key(pieces)
         slots: list[SlotRows] = []
         index: dict[int, int] = {}
         counts: list[int] = []
@@ -67,6 +69,7 @@ class LayerWork:
         self._rows_N = rows_N.to(device)
         self._slot_N = slot_N.to(device)
         self._adds = _adds(slots)
+        self._one_row_each = len(slots) == len(rows_N)
         self._dense: tuple[Rows, Tensor] | None = None
         self._padded: list[_Padded] = []
         self._long: list[tuple[Rows, Tensor]] = []
@@ -83,36 +86,49 @@ class LayerWork:
                 if counts[u] > LONG_ROWS and rows is not None:
                     self._long.append((rows, (slot_N == u).nonzero().squeeze(1).to(device)))
 
+        self._reads = bool(self._dense or self._padded or self._long)
+        self._fixed: tuple[Tensor, Tensor] | None = None
+
     @property
     def paths(self) -> tuple[str, ...]:
         """How the latents are summed."""
         ways = (("dense", self._dense), ("padded", self._padded), ("long", self._long))
         return tuple(name for name, way in ways if way)
 
-    def apply(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
-        """Edit `hidden` in place; ‖Δ‖/‖h‖ of every edited row [N]."""
+    def apply(self, hidden: Tensor, residual: Tensor | None) -> Norms:
+        """Edit `hidden` in place; ‖Δ‖ and ‖h‖ of every edited row."""
         part = hidden[self._span] if self._span is not None else hidden.index_select(0, self._rows_N)
         h_ND = part.float()
         if residual is not None:
             other = residual[self._span] if self._span is not None else residual.index_select(0, self._rows_N)
             h_ND = h_ND + other.float()
-        delta_ND = self.delta(h_ND)
-        ratio_N: Tensor = delta_ND.norm(dim=-1) / h_ND.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        edited = (part + delta_ND).to(hidden.dtype)
+        delta_ND, delta_N = self._delta(h_ND)
+        norms = Norms(delta_N, vector_norm(h_ND, dim=-1))  # before the edit: h may be a view of hidden
         if self._span is not None:
-            hidden[self._span] = edited
+            part += delta_ND
         else:
-            hidden.index_copy_(0, self._rows_N, edited)
-        return ratio_N
+            hidden.index_copy_(0, self._rows_N, (part + delta_ND).to(hidden.dtype))
+        return norms
 
-    def delta(self, h_ND: Tensor) -> Tensor:
-        """Δ of the edited rows, fp32, from their unedited stream."""
+    def _delta(self, h_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Δ of the edited rows, fp32, from their unedited stream, and its norms; rows may be broadcast."""
+        if self._reads:
+            delta_ND = self._sum(h_ND)
+            return delta_ND, vector_norm(delta_ND, dim=-1)
+        if self._fixed is None:  # the same whatever h is, while the batch stays the same
+            delta_ND = self._add_rows(h_ND)
+            self._fixed = delta_ND, vector_norm(delta_ND, dim=-1).expand(len(self._slot_N))
+        return self._fixed
+
+    def _add_rows(self, h_ND: Tensor) -> Tensor:
         if self._adds is None:
-            delta_ND = torch.zeros_like(h_ND)
-        elif len(self._adds) == 1:
-            delta_ND = self._adds.expand_as(h_ND).clone()
-        else:
-            delta_ND = self._adds.index_select(0, self._slot_N)
+            return torch.zeros_like(h_ND[:1])
+        if len(self._adds) == 1 or self._one_row_each:
+            return self._adds
+        return self._adds.index_select(0, self._slot_N)
+
+    def _sum(self, h_ND: Tensor) -> Tensor:
+        delta_ND = self._add_rows(h_ND).expand_as(h_ND).clone()
         if self._dense is not None:
             rows, beta_UK = self._dense
             phi_NK = _phi(torch.addmm(rows.b_K, h_ND, rows.e_KD.T), rows.theta_K)
