@@ -78,8 +78,8 @@ proto: $(READY) ## regenerate the code beside the .proto files
 serve: $(READY) ## serve the embedded model; BUNDLE=FILE adds a bundle
 	$(BIN)/trimtab serve smollm2-135m-instruct $(if $(BUNDLE),--bundle $(BUNDLE))
 
-bench: $(READY) ## plain vLLM, idle plugin and all-steered, in turns
-	$(BIN)/python tests/bench/throughput.py
+bench: $(READY) ## what steering costs, beside plain vLLM, vllm-lens and a transformers loop; hours, resumable (ARGS=--quick: minutes)
+	$(BIN)/python -m tests.bench $(ARGS)
 
 sae: $(READY) ## train the shipped SAE again; resumable, hours on two cores
 	$(BIN)/python -m trimtab.attribution.training

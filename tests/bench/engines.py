@@ -1,0 +1,284 @@
+"""The engines under test, each in a process of its own, resident for the whole run; one works at a time, the others wait.
+
+A process answers each `Ask` with a `Took`. CPU time is read from the kernel's own account (`/proc/PID/task/*/schedstat`), of the
+process that runs the model (vLLM's worker) and of all of the engine's processes together.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.bench.conditions import CONDITIONS, D_MODEL, LAYER, N_LATENTS, N_LAYERS, Cell, all_bundles, plan, prompts
+from trimtab.attribution.embedded import model_path
+from trimtab.server.engine import proof
+from trimtab.server.engine.proof import KEY
+
+__all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "start"]
+
+ENGINES = ("plain", "trimtab", "vllm-lens", "transformers")
+LENS_FOLDER = Path("build/bench/lens")
+PLUGINS = {"plain": "", "trimtab": "trimtab", "vllm-lens": "activations"}
+
+
+class Ask(NamedTuple):
+    """One measured run."""
+
+    cell: Cell
+    condition: str
+    round_: int
+
+
+class Took(NamedTuple):
+    """What it took."""
+
+    seconds: float
+    worker_cpu: float
+    """CPU seconds of the process that runs the model."""
+    cpu: float
+    """CPU seconds of all of the engine's processes."""
+    first_token: float | None
+    """Median seconds to the first token; None where they all come at once."""
+
+
+class Engine:
+    """A process that runs one engine."""
+
+    def __init__(self, name: str, connection: "Connection[Any, Any]", process: Any) -> None:
+        self.name = name
+        self._connection = connection
+        self._process = process
+
+    def run(self, ask: Ask) -> Took:
+        """Run one condition."""
+        self._connection.send(ask)
+        return Took(*self.answer())
+
+    def cpu(self) -> float:
+        """CPU seconds that the engine's processes have used so far."""
+        return sum(_cpu(pid) for pid in (self._process.pid, *_descendants(self._process.pid)))
+
+    def answer(self) -> Any:
+        """The next message; a sentence ends the benchmark."""
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise SystemExit(f"the engine {self.name} ended; its own log above says why") from None
+        if isinstance(answer, str):
+            raise SystemExit(f"{self.name}: {answer}")
+        return answer
+
+
+@contextmanager
+def start(name: str) -> Iterator[Engine]:
+    """An engine, ready."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    before = dict(os.environ)
+    if name in PLUGINS:
+        os.environ["VLLM_PLUGINS"] = PLUGINS[name]
+    if name == "vllm-lens":
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(LENS_FOLDER.resolve()), os.environ.get("PYTHONPATH", "")])
+    process = context.Process(target=_serve, args=(theirs, name), name=name)
+    process.start()
+    os.environ.clear()
+    os.environ.update(before)
+    theirs.close()
+    engine = Engine(name, ours, process)
+    try:
+        engine.answer()
+        yield engine
+    finally:
+        ours.close()
+        process.join(60)
+        if process.is_alive():
+            process.terminate()
+            process.join()
+
+
+def _serve(connection: "Connection[Any, Any]", name: str) -> None:
+    if name == "vllm-lens":
+        sys.path.insert(0, str(LENS_FOLDER.resolve()))
+    try:
+        run = _transformers() if name == "transformers" else _vllm(name)
+        connection.send(0)
+        while True:
+            connection.send(tuple(run(connection.recv())))
+    except EOFError:
+        return
+    except Exception as e:  # noqa: BLE001 — told to the benchmark, which ends.
+        import traceback
+
+        traceback.print_exc()
+        connection.send(f"{type(e).__name__}: {e}")
+
+
+def _vllm(name: str) -> Any:
+    from vllm import LLM, SamplingParams
+
+    from trimtab.server.engine.bundles import register_bundle
+    from trimtab.server.engine.handshake import prove_llm
+    from trimtab.server.engine.plugin import registered
+
+    # Statistics are on, as in a server, for they time the first token.
+    llm = LLM(
+        str(model_path()),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=64,
+        disable_log_stats=False,
+    )
+    if registered() != (name == "trimtab"):
+        raise RuntimeError("trimtab's plugin is loaded where it should not be, or the other way round")
+    if name == "trimtab":
+        prove_llm(llm, [register_bundle(llm, bundle) for bundle in all_bundles().values()])
+
+    def run(ask: Ask) -> Took:
+        condition, cell = CONDITIONS[ask.condition], ask.cell
+        plans = [
+            None if condition.edit is None else plan(condition.edit, i % (condition.distinct or cell.n))
+            for i in range(cell.n)
+        ]
+        extras: list[Any] = [None] * cell.n
+        if condition.edit is not None and name == "trimtab":
+            extras = [{KEY: wanted.wire()} for wanted in plans if wanted is not None]
+        elif condition.edit is not None:
+            extras = [_lens(condition.edit, i) for i in range(cell.n)]
+        params = [
+            SamplingParams(temperature=0, max_tokens=cell.n_tokens, ignore_eos=True, extra_args=extra)
+            for extra in extras
+        ]
+        asked: Any = [{"prompt_token_ids": ids} for ids in prompts(cell, ask.condition, ask.round_)]
+        clocks = _Clocks()
+        outputs = llm.generate(asked, params, use_tqdm=False)
+        seconds, worker, total = clocks.read()
+        for wanted, output in zip(plans, outputs, strict=True):
+            if name == "trimtab":
+                carried = (output.kv_transfer_params or {}).get(KEY)
+                if wanted is not None:
+                    proof.verify(wanted, carried, cell.n_prompt, [cell.n_tokens])
+                elif carried is not None:
+                    raise RuntimeError("an unsteered request carries a proof")
+        first = sorted(o.metrics.first_token_latency for o in outputs if o.metrics)
+        return Took(seconds, worker, total, first[len(first) // 2] if first else None)
+
+    return run
+
+
+def _lens(edit: str, which: int) -> dict[str, Any]:
+    """The same edit for vllm-lens: a steering vector, or a hook where it has no vector for it."""
+    import torch
+    from vllm_lens import Hook, SteeringVector  # type: ignore[import-not-found]
+
+    amount = 0.5 + which / 64
+    layers = range(N_LAYERS) if edit == "add30" else [LAYER]
+    rows = {layer: torch.from_numpy(all_bundles()[f"l{layer}"].decoder) for layer in layers}
+    if edit.startswith("add"):
+        activations = torch.stack([rows[layer][0] for layer in layers])
+        return {
+            "apply_steering_vectors": [
+                SteeringVector(activations=activations, layer_indices=list(layers), scale=amount)
+            ]
+        }
+    d_KD = rows[LAYER][:N_LATENTS]
+
+    def clamp(context: Any, h: Any) -> Any:
+        return h + (amount - torch.relu(h @ d_KD.T)) @ d_KD
+
+    return {"apply_hooks": [Hook(fn=clamp, layer_indices=[LAYER])]}
+
+
+def _transformers() -> Any:
+    """A loop over a static batch with forward hooks: what one writes without a serving engine."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+    model = loaded.eval()
+
+    def hook(edit: str, layer: int, n: int) -> Any:
+        d_KD = torch.from_numpy(all_bundles()[f"l{layer}"].decoder)
+        amount_B = torch.tensor([0.5 + i / 64 for i in range(n)])
+        add_B1D = amount_B[:, None, None] * d_KD[0]
+
+        def added(_: Any, __: Any, output: Any) -> Any:
+            return (output[0] + add_B1D, *output[1:]) if isinstance(output, tuple) else output + add_B1D
+
+        def clamped(_: Any, __: Any, output: Any) -> Any:
+            h = output[0] if isinstance(output, tuple) else output
+            edited = h + (amount_B[:, None, None] - torch.relu(h @ d_KD.T)) @ d_KD
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+        return model.model.layers[layer].register_forward_hook(clamped if edit == "clamp8" else added)
+
+    @torch.inference_mode()
+    def run(ask: Ask) -> Took:
+        condition, cell = CONDITIONS[ask.condition], ask.cell
+        assert model.config.hidden_size == D_MODEL
+        layers = {None: (), "add30": range(N_LAYERS)}.get(condition.edit, (LAYER,))
+        handles = [hook(condition.edit or "", layer, cell.n) for layer in layers]
+        ids = torch.tensor(prompts(cell, ask.condition, ask.round_))
+        clocks = _Clocks()
+        cache, first = None, None
+        for _ in range(cell.n_tokens):
+            output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, ids = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
+            first = first or time.perf_counter() - clocks.start
+        seconds, worker, total = clocks.read()
+        for handle in handles:
+            handle.remove()
+        return Took(seconds, worker, total, first)
+
+    return run
+
+
+class _Clocks:
+    """Wall time, and the CPU time of the model's process and of all of this engine's."""
+
+    def __init__(self) -> None:
+        self._pids = (os.getpid(), *_descendants(os.getpid()))
+        workers = [pid for pid in self._pids if _title(pid).startswith("VLLM::Worker")]
+        self._workers = workers or [pid for pid in self._pids if _title(pid).startswith("VLLM::")] or [os.getpid()]
+        self._before = self._read()
+        self.start = time.perf_counter()
+
+    def read(self) -> tuple[float, float, float]:
+        """(wall, worker's CPU, all CPU) seconds since the start."""
+        seconds = time.perf_counter() - self.start
+        worker, total = (now - then for now, then in zip(self._read(), self._before, strict=True))
+        return seconds, worker, total
+
+    def _read(self) -> tuple[float, float]:
+        return sum(map(_cpu, self._workers)), sum(map(_cpu, self._pids))
+
+
+def _cpu(pid: int) -> float:
+    total = 0
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            total += int(task.read_text().split()[0])
+        except OSError:
+            continue  # a thread that has just ended
+    return total / 1e9
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
+    except OSError:
+        return ""
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            found += [int(child), *_descendants(int(child))]
+    return found

@@ -1,0 +1,118 @@
+"""The tables of a benchmark's results, for a terminal; `markdown` for the documents."""
+
+import statistics
+from typing import Any
+
+from rich.table import Table
+
+from tests.bench.conditions import CONDITIONS
+
+__all__ = ["markdown", "ratios", "tables"]
+
+_BASES = {"vllm-lens": "vllm-lens idle", "transformers": "transformers idle"}
+
+
+def ratios(rounds: list[dict[str, Any]], condition: str, figure: str) -> list[float]:
+    """Plain vLLM's figure over the condition's, by round; of the distinct-plans cell, that of one plan over it."""
+    found = []
+    for took in rounds:
+        if condition not in took:
+            continue
+        base = [took[name][figure] for name in ("plain", "plain again") if name in took]
+        if condition.startswith("plain") and len(base) == 2:
+            base = [took["plain" if condition == "plain again" else "plain again"][figure]]
+        if not base:
+            first = condition.split(",")[0] + ", 1 plans"
+            if first not in took:
+                continue
+            base = [took[first][figure]]
+        if took[condition][figure]:
+            found.append(statistics.mean(base) / took[condition][figure])
+    return found
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """(title, rows) of each cell."""
+    found = []
+    for name, cell in results["cells"].items():
+        rounds, settings = cell["rounds"], cell["settings"]
+        title = (
+            f"{name}: {settings['n']} at once, {settings['n_prompt']} prompt and {settings['n_tokens']} new tokens, "
+            f"{len(rounds)} rounds"
+        )
+        lines = []
+        for condition in CONDITIONS:
+            took = [r[condition] for r in rounds if condition in r]
+            if not took:
+                continue
+            n_tokens = settings["n"] * (settings["n_tokens"] + (settings["n_prompt"] if "prefill" in name else 0))
+            first = [t["first_token"] for t in took if t["first_token"]]
+            lines.append(
+                [
+                    condition,
+                    f"{n_tokens / statistics.median(t['seconds'] for t in took):.0f}",
+                    _spread(ratios(rounds, condition, "seconds")),
+                    _spread(ratios(rounds, condition, "worker_cpu")),
+                    f"{1e3 * statistics.median(first):.0f}" if first else "–",
+                    f"{100 * statistics.median(t['others_cpu'] / t['seconds'] for t in took):.1f}",
+                ]
+            )
+        found.append((title, lines))
+    return found
+
+
+HEADERS = ("condition", "tokens/s", "wall ratio to plain", "worker CPU ratio", "first token, ms", "others' CPU, %")
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """One table a cell, and one of admission and upload."""
+    found = []
+    for title, lines in rows(results):
+        table = Table(title=title)
+        for header in HEADERS:
+            table.add_column(header, justify="left" if header == "condition" else "right")
+        for line in lines:
+            table.add_row(*line)
+        found.append(table)
+    for name, pairs in _latencies(results):
+        table = Table(title=name)
+        table.add_column("")
+        table.add_column("")
+        for pair in pairs:
+            table.add_row(*pair)
+        found.append(table)
+    return found
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The same for a document."""
+    parts = []
+    for title, lines in rows(results):
+        parts.append(f"### {title}\n\n| {' | '.join(HEADERS)} |\n|---{'|---:' * (len(HEADERS) - 1)}|\n")
+        parts.append("".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n")
+    for name, pairs in _latencies(results):
+        parts.append(f"### {name}\n\n| | |\n|---|---:|\n" + "".join(f"| {a} | {b} |\n" for a, b in pairs) + "\n")
+    return "".join(parts)
+
+
+def _latencies(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    found = []
+    if "admission" in results:
+        lines = [
+            (edit, f"{parts['total']:.2f} (service {parts['service']:.2f}, worker {parts['worker']:.2f})")
+            for edit, parts in results["admission"].items()
+        ]
+        found.append(("admission of a new plan, milliseconds, median of 200", lines))
+    if "upload" in results:
+        lines = [
+            (f"server {name}", f"{statistics.median(values):.2f} ({min(values):.2f} … {max(values):.2f})")
+            for name, values in results["upload"].items()
+        ]
+        found.append(("from an uploaded bundle to the first steered token, seconds", lines))
+    return found
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "–"
+    return f"{statistics.median(values):.3f} ({min(values):.3f} … {max(values):.3f})"
