@@ -56,6 +56,8 @@ def main() -> int:
     cells = {name: CELLS[name] for name in chosen if name in CELLS}
     with ExitStack() as stack:
         engines = {name: stack.enter_context(start(name)) for name in (args.engines if cells else ())}
+        for engine in engines.values():
+            engine.answer()
         for name, cell in cells.items():
             conditions = [c for c in args.conditions or cell.conditions if CONDITIONS[c].engine in engines]
             cell = cell._replace(conditions=tuple(conditions), rounds=args.rounds or cell.rounds)

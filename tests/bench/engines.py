@@ -76,7 +76,7 @@ class Engine:
 
 @contextmanager
 def start(name: str) -> Iterator[Engine]:
-    """An engine, ready."""
+    """An engine that is starting; its first `answer` says that it is ready."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     before = dict(os.environ)
@@ -91,7 +91,6 @@ def start(name: str) -> Iterator[Engine]:
     theirs.close()
     engine = Engine(name, ours, process)
     try:
-        engine.answer()
         yield engine
     finally:
         ours.close()
