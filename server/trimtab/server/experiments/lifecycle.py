@@ -1,0 +1,124 @@
+"""The life of an experiment, draft → running ⇄ paused → stopped → archived, as pure functions; every change leaves an entry.
+
+    action   from             to         may change
+    edit     draft            draft      the definition
+    start    draft            running    coverage := the first step of the ramp
+    ramp     running, paused  same       coverage, upwards or downwards; no unit ever moves between arms (`assignment`)
+    pause    running          paused
+    resume   paused           running
+    stop     running, paused  stopped    coverage := 0, with the reason it is over
+    archive  draft, stopped   archived
+
+The clock is the caller's; one that steps back is held at the latest time seen, so entries stay in order.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal
+
+from trimtab.server.experiments.definition import Experiment
+from trimtab.server.experiments.errors import ExperimentState, StaleRevision
+
+__all__ = ["Action", "Entry", "Record", "State", "change", "draft"]
+
+State = Literal["draft", "running", "paused", "stopped", "archived"]
+Action = Literal["edit", "start", "ramp", "pause", "resume", "stop", "archive"]
+
+_MOVES: dict[Action, dict[State, State]] = {
+    "edit": {"draft": "draft"},
+    "start": {"draft": "running"},
+    "ramp": {"running": "running", "paused": "paused"},
+    "pause": {"running": "paused"},
+    "resume": {"paused": "running"},
+    "stop": {"running": "stopped", "paused": "stopped"},
+    "archive": {"draft": "archived", "stopped": "archived"},
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """An experiment as it stands."""
+
+    definition: Experiment
+    state: State
+    coverage: float
+    """The share of the units that take part now; 0 … 1."""
+    revision: int
+    """Rises by one with every change."""
+    changed_at: datetime
+    covered_since: datetime
+    """When the coverage last changed: a hold is counted from here."""
+    started_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One change in the audit trail."""
+
+    experiment: str
+    revision: int
+    action: Literal["create"] | Action
+    actor: str
+    reason: str
+    at: datetime
+    before: tuple[State, float] | None
+    """State and coverage."""
+    after: tuple[State, float]
+
+
+def draft(definition: Experiment, *, actor: str, reason: str, at: datetime) -> tuple[Record, Entry]:
+    """A new experiment, and the first entry of its trail."""
+    record = Record(definition, "draft", 0.0, 1, at, at)
+    return record, Entry(definition.key, 1, "create", actor, reason, at, None, ("draft", 0.0))
+
+
+def change(
+    record: Record,
+    action: Action,
+    *,
+    actor: str,
+    reason: str,
+    at: datetime,
+    revision: int | None = None,
+    coverage: float | None = None,
+    definition: Experiment | None = None,
+) -> tuple[Record, Entry]:
+    """The experiment after `action`, and the entry for it; `revision`, if given, must be the record's.
+
+    Raises:
+        StaleRevision: it has changed since the caller read it.
+        ExperimentState: the state does not allow the action, or the action comes without a reason or its value.
+    """
+    key = record.definition.key
+    if revision is not None and revision != record.revision:
+        raise StaleRevision(f"experiment {key!r} is at revision {record.revision}, not {revision}; read it again")
+    if not reason.strip():
+        raise ExperimentState(f"{action} of experiment {key!r} needs a reason", field="reason")
+    if (state := _MOVES[action].get(record.state)) is None:
+        allowed = ", ".join(name for name, moves in _MOVES.items() if record.state in moves) or "nothing"
+        what = "immutable once started but for coverage; " if action == "edit" else ""
+        raise ExperimentState(f"experiment {key!r} is {record.state}: {what}it allows {allowed}, not {action}")
+    if (action == "ramp") != (coverage is not None):
+        raise ExperimentState("coverage goes with ramp, and ramp needs it", field="coverage")
+    if (action == "edit") != (definition is not None):
+        raise ExperimentState("a definition goes with edit, and edit needs it", field="definition")
+    if coverage is not None and not 0 <= coverage <= 1:
+        raise ExperimentState(f"coverage is a share, 0 … 1, not {coverage}", field="coverage")
+    if definition is not None and definition.key != key:
+        raise ExperimentState(f"an experiment keeps its key, {key!r}; make another", field="definition.key")
+
+    at = max(at, record.changed_at)
+    new = replace(record, state=state, revision=record.revision + 1, changed_at=at)
+    match action:
+        case "start":
+            new = replace(new, coverage=record.definition.ramp[0].coverage, covered_since=at, started_at=at)
+        case "stop":
+            new = replace(new, coverage=0.0, covered_since=at)
+        case "ramp" if coverage is not None:
+            new = replace(new, coverage=coverage, covered_since=at)
+        case "edit" if definition is not None:
+            new = replace(new, definition=definition)
+    entry = Entry(
+        key, new.revision, action, actor, reason, at, (record.state, record.coverage), (new.state, new.coverage)
+    )
+    return new, entry

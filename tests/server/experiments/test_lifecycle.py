@@ -1,0 +1,84 @@
+"""The states of an experiment and the trail that every change leaves."""
+
+from datetime import timedelta
+from itertools import pairwise
+from typing import get_args
+
+import pytest
+
+from tests.server.experiments.examples import HOUR, NOON, experiment, running
+from trimtab.server.experiments.errors import ExperimentState, StaleRevision
+from trimtab.server.experiments.lifecycle import Action, Record, change, draft
+
+
+def test_a_life_from_draft_to_archive_leaves_one_entry_for_each_change() -> None:
+    record, entry = draft(experiment(), actor="ann", reason="new", at=NOON)
+    trail = [entry]
+    steps: list[Action] = ["start", "pause", "resume", "stop", "archive"]
+    for n, action in enumerate(steps):
+        record, entry = change(record, action, actor="bob", reason=f"step {n}", at=NOON + n * HOUR)
+        trail.append(entry)
+    assert record.state == "archived"
+    assert [entry.revision for entry in trail] == [1, 2, 3, 4, 5, 6]
+    assert all(later.before == earlier.after for earlier, later in pairwise(trail))
+    assert (trail[-1].actor, trail[-1].reason) == ("bob", "step 4")
+
+
+def test_only_coverage_changes_once_started() -> None:
+    record = running(0.1)
+    with pytest.raises(ExperimentState, match="immutable once started but for coverage"):
+        change(record, "edit", actor="ann", reason="typo", at=NOON, definition=experiment(alpha=0.1))
+    ramped, _ = change(record, "ramp", actor="ann", reason="fine so far", at=NOON, coverage=0.5)
+    assert (ramped.coverage, ramped.definition) == (0.5, record.definition)
+
+
+def test_every_pair_of_state_and_action_is_either_in_the_table_or_refused() -> None:
+    states: dict[str, Record] = {"draft": draft(experiment(), actor="a", reason="r", at=NOON)[0], "running": running()}
+    states["paused"], _ = change(states["running"], "pause", actor="a", reason="r", at=NOON)
+    states["stopped"], _ = change(states["running"], "stop", actor="a", reason="r", at=NOON)
+    states["archived"], _ = change(states["stopped"], "archive", actor="a", reason="r", at=NOON)
+    allowed = set()
+    for state, record in states.items():
+        for action in get_args(Action):
+            try:
+                change(
+                    record,
+                    action,
+                    actor="a",
+                    reason="r",
+                    at=NOON,
+                    coverage=0.5 if action == "ramp" else None,
+                    definition=record.definition if action == "edit" else None,
+                )
+            except ExperimentState:
+                continue
+            allowed.add((state, action))
+    assert allowed == {
+        *[("draft", a) for a in ("edit", "start", "archive")],
+        *[("running", a) for a in ("ramp", "pause", "stop")],
+        *[("paused", a) for a in ("ramp", "resume", "stop")],
+        ("stopped", "archive"),
+    }
+
+
+def test_a_change_without_a_reason_is_refused() -> None:
+    with pytest.raises(ExperimentState, match="needs a reason"):
+        change(running(), "pause", actor="ann", reason=" ", at=NOON)
+
+
+def test_a_stale_replica_cannot_change_what_it_has_not_read() -> None:
+    record = running()
+    with pytest.raises(StaleRevision, match="read it again"):
+        change(record, "pause", actor="ann", reason="r", at=NOON, revision=record.revision - 1)
+
+
+@pytest.mark.parametrize("coverage", [-0.1, 1.1, float("nan")])
+def test_coverage_is_a_share(coverage: float) -> None:
+    with pytest.raises(ExperimentState, match="share"):
+        change(running(), "ramp", actor="ann", reason="r", at=NOON, coverage=coverage)
+
+
+def test_a_clock_that_steps_back_keeps_the_trail_in_order() -> None:
+    record = running()
+    later, entry = change(record, "pause", actor="ann", reason="r", at=NOON - timedelta(days=400))
+    assert entry.at == later.changed_at == NOON
