@@ -15,6 +15,7 @@ from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.layers import HookPoint
 from trimtab.server.engine.tables import Tables
+from trimtab.server.engine.wire import END
 from trimtab.server.plan import compile_plan
 from trimtab.server.steering import parse_steering
 
@@ -264,8 +265,8 @@ def test_a_replayed_graph_edits_each_steps_own_rows(captured: Captured) -> None:
         assert captured.path.armed
         out = captured.replay(x_TD[:n], active=captured.path.armed)
         torch.testing.assert_close(out, plain[:n] + torch.tensor(edited).unsqueeze(1) * CHANGE)
-        proofs = found.collect()()
-    proof.verify(PLAN, proofs["r"], 3, [3])
+        reports = found.collect()()
+    proof.verify(PLAN, proof.settled(reports["r"], END), 3, [3])
     found.prepare(["other"], [4], [1])
     assert not captured.path.armed
     torch.testing.assert_close(captured.replay(x_TD[:1], active=captured.path.armed), plain[:1])
@@ -277,10 +278,10 @@ def test_a_steered_step_through_the_idle_graph_fails_closed(captured: Captured) 
     found.arrive("r", PLAN.wire(), 3)
     found.prepare(["r"], [0], [3])
     captured.replay(torch.randn(3, D), active=True)
-    assert found.collect()()["r"]["failure"] is None
+    assert found.collect()()["r"].failure is None
     found.prepare(["r"], [3], [1])
     captured.replay(torch.randn(1, D), active=False)
-    assert "not called" in (found.collect()()["r"]["failure"] or "")
+    assert "not called" in (found.collect()()["r"].failure or "")
 
 
 def test_an_idle_step_through_the_steered_graph_edits_nothing(captured: Captured) -> None:
