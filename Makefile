@@ -20,7 +20,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check fix proto serve bench sae
+.PHONY: help demo test test-long test-gpu check fix proto serve bench sae
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -54,7 +54,10 @@ test: $(READY) ## the tests, one engine in all
 	$(BIN)/python -m pytest
 
 test-long: $(READY) ## the slow tests too
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not cuda"
+
+test-gpu: $(READY) ## what needs a GPU (docs/gpu.md): make EXTRAS=cuda,dev test-gpu
+	$(BIN)/python -m pytest -m cuda tests/gpu $(ARGS)
 
 check: $(READY) ## ruff, mypy strict, who may import whom, generated code is current
 	$(BIN)/ruff check

@@ -4,6 +4,7 @@ If at every step the reference's most likely token is the one that vLLM chose, t
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,13 +36,16 @@ class Expected(NamedTuple):
 
 
 class Reference:
-    """The embedded model in fp32, on the host."""
+    """A model in fp32, on the host; the embedded one unless a folder is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(
-            model_path(), dtype=torch.float32, attn_implementation="eager"
+            folder or model_path(), dtype=torch.float32, attn_implementation="eager"
         )
         self.model.eval()
+        if folder is not None:  # without a tokenizer no token is special
+            self.special: set[int] = set()
+            return
         tokenizer = AutoTokenizer.from_pretrained(model_path())
         self.special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special |= set(tokenizer.all_special_ids)

@@ -16,7 +16,7 @@ Axes: T rows of the step, padding included, D d_model, L hooked layers, S slots,
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -81,12 +81,14 @@ class DevicePath:
         self._pool: dict[tuple[str, str, int], int] = {}
         self._wanted: set[tuple[str, str, int]] = set()
         self._wanted_keys: set[str] = set()
+        self.computed_by: Literal["torch", "triton"] = "torch"
         self._launch: Callable[[int, Tensor, Tensor | None], None] = self._torch
         if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
             from trimtab.server.engine import kernel  # an engine on the CPU needs no Triton
 
             buffers = kernel.Buffers(**{name: getattr(self, name) for name in kernel.Buffers._fields})
             kernel.warm(buffers, dtype)
+            self.computed_by = "triton"
             self._launch = lambda i, hidden, residual: kernel.launch(buffers, i, hidden, residual)
 
     @property
@@ -183,8 +185,10 @@ class DevicePath:
             count_L[i], reads_L[i] = len(rows), sum(bool(row.beta) for row in rows)
             for k, row in enumerate(rows):
                 place_LK[i, k], alpha_LK[i, k], beta_LK[i, k] = self._place(row), row.alpha, row.beta
-        self.count_LS[:, slot], self.reads_LS[:, slot] = count_L, reads_L
-        self.place_LSK[:, slot], self.alpha_LSK[:, slot], self.beta_LSK[:, slot] = place_LK, alpha_LK, beta_LK
+        tables = (self.count_LS, self.reads_LS, self.place_LSK, self.alpha_LSK, self.beta_LSK)
+        for table, host in zip(tables, (count_L, reads_L, place_LK, alpha_LK, beta_LK), strict=True):
+            # Pinned, so that a new plan does not wait for the forward that is under way.
+            table[:, slot].copy_(host.pin_memory() if table.is_cuda else host, non_blocking=True)
 
     def _place(self, row: PlanRow) -> int:
         """Where in the pool a plan's row is, written if it is new; place 0 is never used."""

@@ -100,6 +100,7 @@ class Steering:
             "vllm": VLLM_VERSION,
             "runner": "v2" if hasattr(runner, "gather_batch_req_state") else "v1",
             "refusal": self.refusal,
+            "computed_by": state.path.computed_by if state and state.path else "host",
             "layers": sorted(state.layers) if state else [],
             "calls": {str(layer): entry.calls for layer, entry in state.layers.items()} if state else {},
             "bundles": sorted(state.tables.bundles) if state else [],
