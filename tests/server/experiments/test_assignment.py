@@ -38,7 +38,7 @@ def test_a_ramp_only_adds_units_and_moves_none() -> None:
 
 def test_the_split_is_the_shares_of_whole_buckets() -> None:
     record = running(0.25)
-    counts = Counter(arm.key for n in range(8000) if (arm := assign(record, {"user": f"u{n}"}).arm))
+    counts = Counter(given.key for n in range(8000) if (given := assign(record, {"user": f"u{n}"}).arm))
     total = sum(counts.values())
     assert total == pytest.approx(2000, abs=160)
     expected = dict(zip(["control", "calm", "prompt"], shares(record.definition, 0.25), strict=True))
@@ -99,16 +99,18 @@ def test_disjoint_slices_of_a_layer_never_share_a_unit() -> None:
 
 def test_the_holdout_stays_out_of_every_experiment_but_those_that_ignore_it() -> None:
     units = [f"u{n}" for n in range(2000)]
-    out = [{u for u in units if assign(running(key=k), {"user": u}, holdout=0.1).arm is None} for k in ("one", "two")]
+    both = [running(key=key) for key in ("one", "two")]
+    out = [{u for u in units if assign(record, {"user": u}, holdout=0.1).arm is None} for record in both]
     assert out[0] == out[1]
     assert len(out[0]) == pytest.approx(200, abs=60)
-    assert all(assign(running(respects_holdout=False), {"user": u}, holdout=0.1).arm for u in out[0])
+    ignores = running(respects_holdout=False)
+    assert all(assign(ignores, {"user": u}, holdout=0.1).arm for u in out[0])
 
 
 def test_arms_of_two_experiments_are_independent() -> None:
+    both = [running(key=key) for key in ("one", "two")]
     pairs = Counter(
-        tuple(arm.key for k in ("one", "two") if (arm := assign(running(key=k), {"user": f"u{n}"}).arm))
-        for n in range(4000)
+        tuple(arm.key for record in both if (arm := assign(record, {"user": f"u{n}"}).arm)) for n in range(4000)
     )
     assert pairs["calm", "calm"] == pytest.approx(4000 * 0.16, abs=4 * (4000 * 0.16 * 0.84) ** 0.5)
 
