@@ -17,13 +17,19 @@ PROOF: dict[str, Any] = {
     "prompt_tokens": 0,
     "completion_tokens": 7,
     "cached_prompt_tokens": 0,
+    "gate_firings": 3,
+    "special_tokens": 1,
     "max_relative_norm": 0.21,
+    "mean_relative_norm": 0.11,
     "hook_points": {
         "blocks.14.resid_post": {
             "prompt_tokens": 0,
             "completion_tokens": 7,
             "cached_prompt_tokens": 0,
+            "gate_firings": 3,
+            "special_tokens": 1,
             "max_relative_norm": 0.21,
+            "mean_relative_norm": 0.11,
         }
     },
 }

@@ -29,6 +29,8 @@ def test_the_proof_of_a_stock_reply_is_typed() -> None:
         7,
     )
     assert applied.hook_points["blocks.14.resid_post"].max_relative_norm == 0.21
+    assert (applied.gate_firings, applied.special_tokens, applied.mean_relative_norm) == (3, 1, 0.11)
+    assert applied.hook_points["blocks.14.resid_post"].gate_firings == 3
 
 
 def test_the_last_chunk_of_a_stock_stream_is_proof() -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from trimtab.attribution.bundle import Header, LatentRecord, ModelIdentity, RecommendedEdit, SAEIdentity, VectorRecord
 from trimtab.client import Applied
-from trimtab.server.steering import Edit, Scope, Steering, parse_steering
+from trimtab.server.steering import Edit, Gate, PositionWindow, Scope, Steering, parse_steering
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -39,7 +39,11 @@ def test_python_blocks_parse() -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [Header, ModelIdentity, SAEIdentity, LatentRecord, VectorRecord, RecommendedEdit, Steering, Edit, Scope]
+    "record",
+    [
+        *(Header, ModelIdentity, SAEIdentity, LatentRecord, VectorRecord, RecommendedEdit),
+        *(Steering, Edit, Scope, PositionWindow, Gate),
+    ],
 )
 def test_every_field_is_documented(record: type[BaseModel]) -> None:
     missing = [name for name in record.model_fields if not re.search(rf"`(?:\w+\.)?{name}(?:\[\])?`", README)]

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from tests.parity.rows import N_LATENTS, bundles, real_latents
+from tests.parity.rows import N_LATENTS, N_LAYERS, N_REAL, bundles, real_latents
 from trimtab.server.plan import Plan, compile_plan
 from trimtab.server.steering import parse_steering
 
@@ -47,6 +47,16 @@ def edit(
 def window(start: int | None, stop: int | None, origin: str = "start") -> dict[str, Any]:
     """The JSON of a window."""
     return {"origin": origin, "start": start, "stop": stop}
+
+
+def gate(latent: int, above: float, **more: Any) -> dict[str, Any]:
+    """The JSON of a gate; `more` is the unit, the mode, the bundle."""
+    return {"latent": latent, "above": above} | more
+
+
+def real_gate(rank: int) -> dict[str, Any]:
+    """A gate on a latent of the shipped SAE, at a tenth of its largest activation."""
+    return gate(real_latents()[rank], 0.1, unit="max_act")
 
 
 def real(operation: str, value: float | None = None, *, rank: int = 0, **more: Any) -> dict[str, Any]:
@@ -112,11 +122,70 @@ STEERED = (
         edit("add", 30.0, window=window(33, 90)),
         edit("scale", 5.0, latent=101, window=window(3, None, "completion")),
     ),
+    _case("special tokens excluded", "chat", edit("add", 80.0, exclude_special=True)),
+    _case(
+        "special tokens excluded, the first included",
+        "chat",
+        edit("scale", 5.0, exclude_special=True, first_token=True),
+    ),
+    _case("gate", "long", edit("add", 90.0, gate=gate(103, 2.0))),
+    _case("gate in units of the largest activation", "chat", edit("clamp", 60.0, gate=gate(104, 0.1, unit="max_act"))),
+    _case("gate on the latent itself", "story", edit("clamp", 60.0, gate=gate(100, 0.0))),
+    _case("gate that never opens", "long", edit("add", 60.0, at=3), edit("add", 90.0, gate=gate(103, 1e6))),
+    _case("gate, onward from a token in the prompt", "long", edit("add", 60.0, gate=gate(106, 10.0, mode="onward"))),
+    _case(
+        "gate, onward within the completion",
+        "story",
+        edit("add", 90.0, scope="completion", gate=gate(101, 8.0, mode="onward")),
+    ),
+    _case(
+        "gate, onward past special tokens",
+        "chat",
+        edit("clamp", 60.0, exclude_special=True, gate=gate(104, 6.0, mode="onward")),
+    ),
+    _case(
+        "gates of every kind",
+        "long",
+        edit("clamp", 60.0, gate=gate(101, 6.0, mode="onward"), window=window(30, None)),
+        edit("add", 40.0, latent=101, window=window(64, 71), exclude_special=True),
+        edit("project", latent=102, gate=gate(103, 1.0)),
+        edit("ablate", latent=104),
+        edit("scale", 4.0, at=3, latent=105, gate=gate(104, 1.0, mode="onward"), scope="prompt"),
+        edit("add", 30.0, at=29, gate=gate(100, 3.0, mode="onward"), scope="completion"),
+    ),
+    _case("SAE, a gate on a real latent", "long", real("add", 1.5, unit="max_act", gate=real_gate(7))),
+    _case(
+        "64 latents at once",
+        "story",
+        *(real(("clamp", "scale", "ablate")[i % 3], (0.5, 2.0, None)[i % 3], rank=i) for i in range(N_REAL)),
+        *(edit("ablate", at=at, latent=100 + i) for at in (0, 3, 14, 29) for i in range(N_LATENTS)),
+        *(edit("add", 4.0, at=3, latent=100 + i, scope="completion") for i in range(64 - N_REAL - 4 * N_LATENTS)),
+    ),
+    _case("every layer of the model", "chat", *(edit("clamp", 0.5, at=at, unit="max_act") for at in range(N_LAYERS))),
+    _case(
+        "every layer of the model, each its own way",
+        "long",
+        *(
+            edit(
+                ("add", "scale", "ablate")[at % 3],
+                (0.4, 3.0, None)[at % 3],
+                at=at,
+                unit=("max_act", "raw", "raw")[at % 3],
+            )
+            | ({"gate": gate(101, 0.5)} if at % 4 == 3 else {})
+            for at in range(N_LAYERS)
+        ),
+    ),
     Case("SAE, its busiest latents ablated", "long", {"bundle": "sae"}),
     Case("SAE, its busiest latents doubled down", "chat", {"bundle": "sae", "strength": 2.5}),
     _case("SAE, clamp and scale", "story", real("clamp", 0.5, unit="max_act"), real("scale", 3.0, rank=5)),
     _case("SAE, project", "chat", *(real("project", rank=rank) for rank in range(8))),
-    _case("SAE beside random rows", "long", real("add", 1.0, unit="max_act", scope="completion"), edit("ablate")),
+    _case(
+        "SAE beside random rows",
+        "long",
+        real("add", 1.0, unit="max_act", scope="completion"),
+        edit("ablate", latent=103),
+    ),
     Case("recommended", "chat", {"bundle": "l14", "strength": 0.8}),
     Case("recommended, long", "long", {"bundle": "l3"}),
 )

@@ -17,16 +17,17 @@ from trimtab.attribution.sae import SAE, shipped_sae
 
 N_LATENTS = 8
 N_REAL = 24
+N_LAYERS = 30
 MODEL = ModelIdentity(
     id="embedded",
     architecture="LlamaForCausalLM",
     d_model=576,
-    n_layers=30,
+    n_layers=N_LAYERS,
     fingerprint="sha256:any",
     tokenizer="sha256:any",
 )
-RESID_NORM = {0: 15.0, 3: 60.0, 14: 160.0, 29: 160.0}
-"""Typical ‖h‖ of the embedded model, by layer."""
+RESID_NORM = {layer: 15.0 if layer == 0 else 60.0 if layer < 9 else 160.0 for layer in range(N_LAYERS)}
+"""Typical ‖h‖ of the embedded model, by layer, roughly."""
 
 
 def steering_bundle(name: str, layer: int, seed: int) -> Bundle:

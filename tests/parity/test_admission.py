@@ -64,6 +64,18 @@ def test_a_tampered_row_is_refused(engine: Engine, field: int, value: Any, messa
     assert message in refused(engine, Plan.of([PlanRow(*changed)]).wire())
 
 
+def test_a_gate_that_the_engine_cannot_read_is_refused(engine: Engine) -> None:
+    (row,) = plan(edit("add", 1.0, gate={"latent": 101, "above": 1.0})).rows
+    assert row.gate is not None
+    for gate, message in (
+        (row.gate._replace(bundle="sha256:0"), "is not loaded"),
+        (row.gate._replace(row=99), "row 99"),
+        (row.gate._replace(bundle=known()["l3"].content_hash), "of layer 3"),
+        (row.gate._replace(mode="always"), "impossible gate"),  # type: ignore[arg-type]
+    ):
+        assert message in refused(engine, Plan.of([row._replace(gate=gate)]).wire())
+
+
 def test_nan_is_refused(engine: Engine) -> None:
     wire = plan(edit("add", 1.0)).wire().replace("1.0", "NaN")
     assert "finite" in refused(engine, wire)

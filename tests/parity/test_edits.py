@@ -33,10 +33,12 @@ def test_a_mixed_batch_gives_each_request_what_transformers_gives(
         return
     proof.verify(case.plan, answer.proof, len(answer.prompt), [len(answer.tokens)])
     assert answer.proof is not None
-    for layer, norm in expected.relative_norm.items():
-        assert answer.proof["hook_points"][f"blocks.{layer}.resid_post"]["max_relative_norm"] == pytest.approx(
-            norm, rel=1e-3
-        )
+    for layer, wanted in expected.layers.items():
+        point = answer.proof["hook_points"][f"blocks.{layer}.resid_post"]
+        for name in ("gate_firings", "special_tokens"):
+            assert point[name] == getattr(wanted, name)
+        for name in ("max_relative_norm", "mean_relative_norm"):
+            assert point[name] == pytest.approx(getattr(wanted, name), rel=1e-3)
 
 
 @pytest.mark.parametrize("case", STEERED, ids=lambda case: case.name)

@@ -61,13 +61,19 @@ def test_compiled_equals_transformers(
 def test_preempted_requests_equal_transformers_and_count_once(cramped: Engine, reference: Callable[..., Any]) -> None:
     assert check(cramped, reference) <= 1e-4
     plan = compile_plan(parse_steering({"edits": [edit("add", 40.0)]}), bundles())
-    answers = cramped.ask([(PROMPTS["short"], plan if i % 2 else None) for i in range(6)], n_tokens=100)
+    gate = {"latent": 103, "above": 2.0, "mode": "onward"}
+    onward = compile_plan(parse_steering({"edits": [edit("clamp", 30.0, scope="completion", gate=gate)]}), bundles())
+    plans = [None, plan, onward, plan, None, onward]
+    answers = cramped.ask([(PROMPTS["short"], wanted) for wanted in plans], n_tokens=100)
     assert preemptions(cramped) > 0
-    for i, answer in enumerate(answers):
-        expected = reference(plan if i % 2 else None, BY_HASH, answer.prompt, answer.tokens)
+    for wanted, answer in zip(plans, answers, strict=True):
+        expected = reference(wanted, BY_HASH, answer.prompt, answer.tokens)
         assert answer.tokens == expected.tokens
-        if i % 2:
-            proof.verify(plan, answer.proof, len(answer.prompt), [100])
+        if wanted is not None:
+            proof.verify(wanted, answer.proof, len(answer.prompt), [100])
+            for layer, found in expected.layers.items():
+                point = (answer.proof or {})["hook_points"][f"blocks.{layer}.resid_post"]
+                assert point["gate_firings"] == found.gate_firings
 
 
 def preemptions(engine: Engine) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.parity.cases import PROMPTS, edit, window
+from tests.parity.cases import PROMPTS, edit, gate, window
 from tests.parity.engine import ENGINE, Answer, Engine
 from tests.parity.rows import bundles
 from trimtab.server.engine import proof
@@ -27,6 +27,9 @@ PROMPT = plan(edit("add", 60.0, scope="prompt"))
 COMPLETION = plan(edit("add", 60.0, scope="completion"))
 LAST_LAYER = plan(edit("add", 60.0, at=29))
 WINDOW = plan(edit("clamp", 60.0, window=window(40, 75)))
+GATED = plan(edit("clamp", 60.0, gate=gate(103, 2.0)))
+ONWARD = plan(edit("clamp", 60.0, gate=gate(106, 10.0, mode="onward")))
+ONWARD_LAST = plan(edit("clamp", 60.0, at=29, gate=gate(103, 2.0, mode="onward")))
 TAIL = plan(edit("add", 60.0, window=window(-40, -3, "prompt_end")))
 
 
@@ -49,6 +52,8 @@ def test_any_order_on_one_prompt_equals_cold_runs(engine: Engine) -> None:
         "last": LAST_LAYER,
         "window": WINDOW,
         "tail": TAIL,
+        "gated": GATED,
+        "onward": ONWARD,
     }
     cold = {}
     for name, wanted in kinds.items():
@@ -121,6 +126,42 @@ def test_prompt_logprobs_of_a_last_layer_edit_are_its_own(engine: Engine) -> Non
 
     assert logprobs(steered) == pytest.approx(logprobs(cold), abs=1e-4)
     assert max(abs(a - b) for a, b in zip(logprobs(steered), logprobs(plain), strict=True)) > 0.1
+
+
+def test_a_gate_by_token_shares_its_blocks_with_the_same_plan_alone(engine: Engine) -> None:
+    engine.cold()
+    engine.ask([(LONG, None)])
+    (first,) = engine.ask([(LONG, GATED)])
+    (again,) = engine.ask([(LONG, GATED)])
+    assert (first.cached, again.cached) == (0, (len(first.prompt) - 1) // BLOCK * BLOCK)
+    assert same(again, first)
+    check(again, GATED)
+
+
+@pytest.mark.parametrize("wanted", [ONWARD, ONWARD_LAST], ids=["middle", "last layer"])
+def test_a_gate_that_stays_open_reads_every_position_itself(engine: Engine, wanted: Plan) -> None:
+    engine.cold()
+    engine.ask([(LONG, None)])
+    (first,) = engine.ask([(LONG, wanted)])
+    (again,) = engine.ask([(LONG, wanted)])
+    assert (first.cached, again.cached) == (0, 0)
+    assert same(again, first)
+    assert first.proof == again.proof
+    check(again, wanted)
+    (plain,) = engine.ask([(LONG, None)])
+    assert plain.cached == (len(plain.prompt) - 1) // BLOCK * BLOCK
+
+
+def test_a_gate_that_watches_the_completion_shares_the_plain_prompt(engine: Engine) -> None:
+    engine.cold()
+    (plain,) = engine.ask([(LONG, None)])
+    wanted = plan(edit("add", 60.0, scope="completion", gate=gate(103, 1.0, mode="onward")))
+    (warm,) = engine.ask([(LONG, wanted)])
+    assert warm.cached == (len(plain.prompt) - 1) // BLOCK * BLOCK
+    check(warm, wanted)
+    engine.cold()
+    (cold,) = engine.ask([(LONG, wanted)])
+    assert same(warm, cold)
 
 
 def test_a_window_shares_the_blocks_before_it(engine: Engine) -> None:

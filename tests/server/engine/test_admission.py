@@ -20,6 +20,7 @@ def config(**changes: Any) -> Any:
             runner_type="generate",
             enforce_eager=False,
             max_model_len=512,
+            skip_tokenizer_init=False,
             hf_text_config=SimpleNamespace(num_hidden_layers=3),
             get_hidden_size=lambda: CALM.header.model.d_model,
         ),
@@ -73,6 +74,20 @@ def test_another_model_is_refused() -> None:
     shallow = config()
     shallow.model_config.hf_text_config.num_hidden_layers = 1
     assert "this model has 1 layers" in (admission.refusal(PLAN.wire(), shallow) or "")
+
+
+def test_special_tokens_need_a_tokenizer() -> None:
+    alone = {"bundle": "calm", "latent": 7, "operation": "ablate", "scope": {"exclude_special": True}}
+    wire = compile_plan(parse_steering({"edits": [alone]}), {"calm": CALM}).wire()
+    assert admission.refusal(wire, config()) is None
+    assert "no tokenizer" in (admission.refusal(wire, config(model_config__skip_tokenizer_init=True)) or "")
+
+
+def test_a_gate_is_refused_where_there_are_graphs() -> None:
+    gated = {"bundle": "calm", "latent": 7, "operation": "ablate", "gate": {"latent": 8, "above": 1.0}}
+    wire = compile_plan(parse_steering({"edits": [gated]}), {"calm": CALM}).wire()
+    assert admission.refusal(wire, config()) is None
+    assert "CUDA graphs" in (admission.refusal(wire, config(device_config__device_type="cuda")) or "")
 
 
 def test_a_window_beyond_the_longest_sequence_is_refused() -> None:

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.bundles import random_bundle
+from tests.language import edited
+from tests.parity.strategies import steerings
 from trimtab.server.engine import proof
 from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
@@ -17,6 +19,8 @@ from trimtab.server.plan import Plan, compile_plan
 from trimtab.server.steering import parse_steering
 
 CALM, KIND = random_bundle(name="calm", layer=1), random_bundle(name="kind", layer=2, seed=1)
+BESIDE = random_bundle(name="beside", layer=1, seed=5)
+BY_HASH = {bundle.content_hash: bundle for bundle in (CALM, KIND, BESIDE)}
 FAR = random_bundle(name="far", seed=9)
 D = CALM.header.model.d_model
 LAYERS = (0, 1, 2)
@@ -45,6 +49,7 @@ def fresh(n_slots: int = 8, *, graphs: bool = False) -> EditState:
     tables = Tables(cpu, n_slots, fold=not graphs)
     tables.load(CALM)
     tables.load(KIND)
+    tables.load(BESIDE)
     return EditState(LAYERS, tables, DevicePath(LAYERS, D, n_slots, 64, cpu, tables.row) if graphs else None)
 
 
@@ -173,6 +178,139 @@ def test_cached_positions_are_counted_apart(n_prompt: int, data: st.DataObject) 
     point = proofs["r"]["hook_points"]["blocks.1.resid_post"]
     assert point["cached_prompt_tokens"] == max(0, cached - 1)
     proof.verify(ALL, proofs["r"], n_prompt, [1])
+
+
+SPECIAL = {3, 4}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    steerings({"calm": CALM, "kind": KIND, "beside": BESIDE}, conditional=True),
+    st.integers(1, 60),
+    st.integers(1, 20),
+    st.lists(st.integers(1, 25), max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_any_plan_in_any_chunks_with_any_preemption_is_spelt_out(
+    steering: dict[str, Any], n_prompt: int, n_completion: int, chunks: list[int], random: Any
+) -> None:
+    """Another request of the same plan runs beside it."""
+    wanted = compile_plan(parse_steering(steering), {"calm": CALM, "kind": KIND, "beside": BESIDE})
+    end = n_prompt - 1 + n_completion
+    g = torch.Generator().manual_seed(random.randrange(1 << 30))
+    h_TD = torch.randn(end, D, generator=g) * 8
+    tokens = torch.randint(0, 9, (end,), generator=g)
+    expected = {
+        layer: edited(h_TD, [r for r in wanted.rows if r.layer == layer], BY_HASH, tokens.tolist(), n_prompt, SPECIAL)
+        for layer in wanted.layers
+    }
+    assume(all(found.margin > 1e-3 for found in expected.values()))
+    state = fresh()
+    state.special_V = torch.zeros(9, dtype=torch.bool)
+    state.special_V[list(SPECIAL)] = True
+    state.arrive("r", wanted.wire(), n_prompt)
+    state.arrive("beside", wanted.wire(), 2)
+    result = {layer: torch.full((end, D), torch.nan) for layer in LAYERS}
+    reports: dict[str, proof.Report] = {}
+    position = steps = 0
+    for chunk in [*chunks, end, end]:
+        if position and random.random() < 0.2:
+            position = 0  # preempted: all of it is computed again
+        n = min(chunk, end - position)
+        if n <= 0:
+            continue
+        ids = torch.cat([torch.tensor([1]), tokens[position : position + n]])
+        state.token_ids = lambda ids=ids: ids
+        state.prepare(["beside", "r"], [steps, position], [1, n])
+        for layer in LAYERS:
+            hidden = torch.cat([torch.randn(1, D, generator=g), h_TD[position : position + n]])
+            state.run(layer, hidden, None)
+            result[layer][position : position + n] = hidden[1:]
+        reports = state.collect()()
+        position, steps = position + n, steps + 1
+    for layer in LAYERS:
+        wanted_h = expected[layer].h_TD if layer in expected else h_TD
+        torch.testing.assert_close(result[layer], wanted_h, rtol=1e-4, atol=1e-3)
+    told = proof.settled(reports["r"], end)
+    proof.verify(wanted, told, n_prompt, [n_completion])
+    for layer, found in expected.items():
+        point = told["hook_points"][f"blocks.{layer}.resid_post"]
+        assert point["prompt_tokens"] + point["completion_tokens"] == found.tokens
+        assert (point["gate_firings"], point["special_tokens"]) == (found.gate_firings, found.special_tokens)
+        assert point["max_relative_norm"] == pytest.approx(found.max_relative_norm, rel=1e-3, abs=1e-6)
+        assert point["mean_relative_norm"] == pytest.approx(found.mean_relative_norm, rel=1e-3, abs=1e-6)
+    state.finish(["r", "beside"])
+    assert len(state._onward._free) == len(state._onward.opened_S) - 1
+
+
+def gated(mode: str = "token", above: float = 0.5, **more: Any) -> dict[str, Any]:
+    return edit(**more) | {"gate": {"latent": 8, "above": above, "mode": mode}}
+
+
+def test_a_gate_that_never_opens_is_applied_and_says_so() -> None:
+    state, wanted = fresh(), plan(gated(above=1e6))
+    state.arrive("r", wanted.wire(), 4)
+    rows, proofs = step(state, ("r", 0, 5))
+    assert rows[1] == set()
+    proof.verify(wanted, proofs["r"], 4, [2])
+    point = proofs["r"]["hook_points"]["blocks.1.resid_post"]
+    assert (point["completion_tokens"], point["gate_firings"], point["max_relative_norm"]) == (2, 0, 0.0)
+
+
+def test_a_gate_that_stays_open_and_was_not_read_on_cached_positions_is_a_failure() -> None:
+    state = fresh()
+    state.arrive("r", plan(gated("onward")).wire(), 9)
+    _, proofs = step(state, ("r", 4, 5))
+    assert "prefix cache" in proofs["r"]["failure"]
+
+
+def test_a_preempted_request_that_finds_its_own_blocks_remembers_where_its_gate_opened() -> None:
+    state = fresh()
+    direction = torch.from_numpy(CALM.encoder[1])
+    state.arrive("r", plan(gated("onward")).wire(), 9)
+    fires, quiet = direction * 5, -direction * 5
+    for start, stream in ((0, [quiet, quiet, fires, quiet, quiet]), (4, [quiet, quiet]), (1, [quiet] * 5)):
+        state.prepare(["r"], [start], [len(stream)])
+        hidden = torch.stack(stream)
+        before = hidden.clone()
+        state.run(1, hidden, None)
+        reports = state.collect()()
+        moved = [start + i for i in range(len(stream)) if not torch.equal(hidden[i], before[i])]
+        # The third step computes the token again on which the gate opened, and it does not fire this time.
+        assert moved == {0: [2, 3, 4], 4: [4, 5], 1: []}[start]
+    assert reports["r"].failure is None
+
+
+def test_drafts_that_open_a_gate_and_are_rejected_never_did() -> None:
+    state = fresh()
+    direction = torch.from_numpy(CALM.encoder[1])
+    state.arrive("r", plan(gated("onward", scope="completion")).wire(), 2)
+    for start, stream, n_drafts in ((0, [-1, -1], 0), (2, [-1, 1, -1], 2), (3, [-1, -1], 0)):
+        state.prepare(["r"], [start], [len(stream)], {"r": n_drafts})
+        hidden = torch.stack([x * 5 * direction for x in stream])
+        state.run(1, hidden, None)
+        reports = state.collect()()
+    point = proof.settled(reports["r"], 5)["hook_points"]["blocks.1.resid_post"]
+    assert (point["completion_tokens"], point["gate_firings"]) == (4, 0)
+
+
+def test_special_tokens_without_a_tokenizer_are_a_failure() -> None:
+    state = fresh()
+    wanted = plan(edit() | {"scope": {"exclude_special": True}})
+    state.arrive("r", wanted.wire(), 4)
+    _, proofs = step(state, ("r", 0, 4))
+    assert "no tokenizer" in proofs["r"]["failure"]
+
+
+def test_a_bundle_that_a_gate_reads_is_not_dropped_under_it() -> None:
+    state = fresh()
+    state.tables.load(BESIDE)
+    both = {"calm": CALM, "beside": BESIDE}
+    gate = {"bundle": "beside", "latent": 8, "above": 0.5}
+    state.arrive("r", compile_plan(parse_steering({"edits": [edit() | {"gate": gate}]}), both).wire(), 4)
+    assert not state.unload(BESIDE.content_hash)
+    state.finish(["r"])
+    assert state.unload(BESIDE.content_hash)
 
 
 def test_a_hook_that_was_not_called_is_a_failure(state: EditState) -> None:

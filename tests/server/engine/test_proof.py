@@ -25,7 +25,10 @@ def proof(prompt: int = 3, completion: int = 4, cached: int = 0, **changes: Any)
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "cached_prompt_tokens": cached,
+        "gate_firings": 2,
+        "special_tokens": 1,
         "max_relative_norm": 0.5,
+        "mean_relative_norm": 0.25,
     }
     return {"plan": plan().hash, "samples": 1, "failure": None, "hook_points": {POINT: point}} | changes
 
@@ -64,14 +67,17 @@ def test_anything_less_is_refused(found: Any, message: str) -> None:
 
 def test_samples_are_summed_and_norms_maximised() -> None:
     first, second = proof(completion=4), proof(completion=2)
-    second["hook_points"][POINT]["max_relative_norm"] = 0.75
+    second["hook_points"][POINT] |= {"max_relative_norm": 0.75, "mean_relative_norm": 0.5}
     merged = merge([first, second])
     assert merged["samples"] == 2
     assert merged["hook_points"][POINT] == {
         "prompt_tokens": 6,
         "completion_tokens": 6,
         "cached_prompt_tokens": 0,
+        "gate_firings": 4,
+        "special_tokens": 2,
         "max_relative_norm": 0.75,
+        "mean_relative_norm": (0.25 * 7 + 0.5 * 5) / 12,
     }
     verify(plan(), merged, 5, [4, 2])
     assert math.isclose(first["hook_points"][POINT]["max_relative_norm"], 0.5)

@@ -1,7 +1,9 @@
 """A step's work is the reference formula on every edited row, whatever the batch looks like, and nothing on the others."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,8 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.attribution.edit import Rows, delta
-from trimtab.server.engine.tables import SlotRows
+from trimtab.server.engine.conditional import Tokens
+from trimtab.server.engine.onward import NEVER, Onward, Watch
+from trimtab.server.engine.proof import GATE, SPECIAL
+from trimtab.server.engine.tables import Conditional, SlotRows
 from trimtab.server.engine.work import DENSE_LATENTS, LONG_ROWS, LayerWork, Piece
+from trimtab.server.plan import Gate
+from trimtab.server.window import EVERYWHERE
 
 CPU = torch.device("cpu")
 D = 24
@@ -115,3 +122,172 @@ def test_a_row_is_edited_alike_in_any_company() -> None:
         alone = run([Piece(s, 0, 1)], h[u : u + 1].clone())
         torch.testing.assert_close(alone[0], together[u], rtol=1e-5, atol=1e-5)
     assert all(a.start < b.start for a, b in pairwise([Piece(s, u, u + 1) for u, (s, _) in enumerate(slots)]))
+
+
+def conditional(k: int, seed: int, *, plain: int = 0) -> SlotRows:
+    """A slot of k conditional rows of every kind, beside `plain` unconditional ones."""
+    g = torch.Generator().manual_seed(seed)
+    e_KD, d_KD, gate_e_KD = torch.randn(3, k, D, generator=g)
+    alpha_K, beta_K, b_K, gate_b_K = torch.randn(4, k, generator=g)
+    beta_K[torch.rand(k, generator=g) < 0.4] = 0.0
+    gated_K, special_K, onward_K = torch.rand(3, k, generator=g) < 0.5
+    theta_K = torch.where(torch.rand(k, generator=g) < 0.3, -math.inf, 0.5)
+    gate_e_KD[~gated_K], gate_b_K[~gated_K] = 0.0, 0.0
+    watches = tuple(
+        Watch(0, Gate("b", i, float(seed), "onward"), EVERYWHERE, False) if gated and onward else None
+        for i, (gated, onward) in enumerate(zip(gated_K.tolist(), onward_K.tolist(), strict=True))
+    )
+    rows = Rows(alpha_K, beta_K, e_KD, b_K, theta_K, d_KD)
+    above_K = torch.where(gated_K, 2.0, -math.inf)
+    unconditional = slot(plain, seed)[0] if plain else SlotRows(None, None)
+    found = Conditional(rows, gate_e_KD, gate_b_K, above_K, gated_K, special_K, watches, bool((beta_K != 0).any()))
+    return unconditional._replace(conditional=found)
+
+
+class Span(NamedTuple):
+    """One request's rows in a step."""
+
+    slot: SlotRows
+    start: int
+    n: int
+    position: int
+    opened: int
+    """Where its gates had opened before the step."""
+
+
+def spelt_out(span: Span, h_ND: Tensor, special_N: Tensor) -> tuple[Tensor, list[int]]:
+    """Δ and flags of a span, one token and one row after another."""
+    rows = span.slot.conditional
+    assert rows is not None
+    delta_ND = torch.zeros_like(h_ND)
+    if span.slot.add_D is not None:
+        delta_ND += span.slot.add_D
+    if span.slot.latents is not None:
+        delta_ND += delta(h_ND, replace(span.slot.latents, alpha_K=torch.zeros_like(span.slot.latents.beta_K)))
+    flags = []
+    opened = [span.opened < span.position] * len(rows.watches)
+    for t, h_D in enumerate(h_ND):
+        flag = 0
+        for k, watch in enumerate(rows.watches):
+            if rows.special_K[k] and special_N[t]:
+                flag |= SPECIAL
+                continue
+            fires = bool(rows.gate_e_KD[k] @ h_D + rows.gate_b_K[k] > rows.above_K[k])
+            opened[k] |= fires
+            if not (opened[k] if watch else fires):
+                continue
+            if rows.gated_K[k]:
+                flag |= GATE
+            one = Rows(*(getattr(rows.rows, f)[k : k + 1] for f in Rows.__dataclass_fields__))
+            delta_ND[t] += delta(h_D.unsqueeze(0), one)[0]
+        flags.append(flag)
+    return delta_ND, flags
+
+
+def run_spans(spans: list[Span], n_rows: int) -> LayerWork:
+    """Apply the work of these spans, and compare it with `spelt_out`."""
+    g = torch.Generator().manual_seed(n_rows)
+    hidden, other = torch.randn(2, n_rows, D, generator=g)
+    h, before = hidden + other, hidden.clone()
+    special_T = torch.rand(n_rows, generator=g) < 0.3
+    position_T = torch.zeros(n_rows, dtype=torch.int64)
+    onward = Onward(CPU)
+    pieces, flags = [], []
+    expected = torch.zeros_like(h)
+    for span in spans:
+        at = slice(span.start, span.start + span.n)
+        position_T[at] = torch.arange(span.position, span.position + span.n)
+        assert span.slot.conditional is not None
+        watches = span.slot.conditional.watches
+        entries = onward.take({watch for watch in watches if watch})
+        for entry in entries.values():
+            onward.opened_S[entry] = span.opened
+        onward.forget(list(entries.values()), [span.position] * len(entries))
+        found = tuple(entries[watch] if watch else 0 for watch in watches) if entries else ()
+        pieces.append(Piece(span.slot, at.start, at.stop, found))
+        expected[at], found_flags = spelt_out(span, h[at], special_T[at])
+        flags += found_flags
+    work = LayerWork(pieces, CPU)
+    seen = work.apply(hidden, other, Tokens(special_T, position_T), onward)
+    torch.testing.assert_close(hidden, before + expected, rtol=1e-4, atol=1e-4)
+    assert seen.flags_N is not None
+    assert seen.flags_N.tolist() == flags
+    edited = torch.zeros(n_rows, dtype=torch.bool)
+    for span in spans:
+        edited[span.start : span.start + span.n] = True
+    assert torch.equal(hidden[~edited], before[~edited])
+    return work
+
+
+KINDS = [conditional(k, seed, plain=plain) for seed, (k, plain) in enumerate([(1, 0), (2, 3), (5, 0), (8, 1), (3, 0)])]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(KINDS),
+            st.integers(0, 2),
+            st.integers(1, 2 * LONG_ROWS),
+            st.integers(0, 40),
+            st.sampled_from([0, 7, 30, NEVER]),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_any_batch_of_conditional_rows_is_spelt_out(batch: list[tuple[SlotRows, int, int, int, int]]) -> None:
+    spans, row = [], 0
+    for rows, gap, n, position, opened in batch:
+        spans.append(Span(rows, row + gap, n, position, opened))
+        row += gap + n
+    run_spans(spans, row + 1)
+
+
+def test_sixty_four_gated_slots_are_one_group() -> None:
+    slots = [conditional(1 + seed % 3, seed) for seed in range(64)]
+    work = run_spans([Span(rows, i, 1, 9, NEVER) for i, rows in enumerate(slots)], 64)
+    assert work.paths == ("conditional",)
+    assert len(work._groups) == 1
+
+
+def test_a_long_prefill_beside_decodes_is_a_group_of_its_own() -> None:
+    spans = [Span(KINDS[0], 0, 1, 9, 3), Span(KINDS[2], 1, 3 * LONG_ROWS, 0, NEVER), Span(KINDS[1], 70, 2, 5, NEVER)]
+    assert len(run_spans(spans, 80)._groups) == 2
+
+
+def test_a_gate_opens_across_the_slots_of_one_request() -> None:
+    """A window of another edit cuts a request in three slots: the gate that opened in the first is open in the others."""
+    onward = Onward(CPU)
+    gate = conditional(1, 0).conditional
+    assert gate is not None
+    watch = Watch(0, Gate("b", 0, 2.0, "onward"), EVERYWHERE, False)
+    e_KD = torch.zeros(1, D)
+    e_KD[0, 0] = 1.0
+    rows = Rows(torch.ones(1), torch.zeros(1), torch.zeros(1, D), torch.zeros(1), torch.zeros(1), torch.ones(1, D))
+    yes, no = torch.tensor([True]), torch.tensor([False])
+    opens = Conditional(rows, e_KD, torch.zeros(1), torch.tensor([2.0]), yes, no, (watch,), False)
+    one, two = SlotRows(None, None, (), opens), SlotRows(torch.zeros(D), None, (), opens)
+    entry = (onward.take([watch])[watch],)
+    hidden = torch.zeros(30, D)
+    hidden[4, 0] = 3.0
+    pieces = [Piece(one, 0, 3, entry), Piece(two, 3, 6, entry), Piece(one, 6, 30, entry)]
+    tokens = Tokens(torch.zeros(30, dtype=torch.bool), torch.arange(100, 130))
+    seen = LayerWork(pieces, CPU).apply(hidden, None, tokens, onward)
+    assert seen.flags_N is not None
+    assert seen.flags_N.tolist() == [0] * 4 + [GATE] * 26
+    assert int(onward.opened_S[entry[0]]) == 104
+
+
+def test_entries_are_taken_once_and_given_back() -> None:
+    onward = Onward(CPU)
+    watches = [Watch(0, Gate("b", i, 0.0, "onward"), EVERYWHERE, False) for i in range(200)]
+    taken = onward.take(watches)
+    assert len({*taken.values()}) == 200
+    assert 0 not in taken.values()
+    assert len(onward.opened_S) > 200
+    onward.opened_S[list(taken.values())] = 5
+    onward.give(taken.values())
+    again = onward.take(watches)
+    assert {*again.values()} == {*taken.values()}
+    assert (onward.opened_S == NEVER).all()

@@ -22,11 +22,20 @@ def plan(*edits: tuple[str, str]) -> Plan:
 
 
 def proof(of: Plan, samples: int = 1, /, **points: tuple[int, int, int, float]) -> dict[str, Any]:
-    names = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "max_relative_norm")
-    hook_points = {
-        f"blocks.{name[1:]}.resid_post": dict(zip(names, counts, strict=True)) for name, counts in points.items()
-    }
+    hook_points = {f"blocks.{name[1:]}.resid_post": point(*counts) for name, counts in points.items()}
     return {"plan": of.hash, "samples": samples, "failure": None, "hook_points": hook_points}
+
+
+def point(prompt: int, completion: int, cached: int, norm: float, *, gate: int = 0, special: int = 0) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "cached_prompt_tokens": cached,
+        "gate_firings": gate,
+        "special_tokens": special,
+        "max_relative_norm": norm,
+        "mean_relative_norm": norm / 2,
+    }
 
 
 EVERYWHERE = plan(("calm", "all"))
@@ -34,13 +43,13 @@ EVERYWHERE = plan(("calm", "all"))
 
 def test_what_the_engine_proved_is_the_reply() -> None:
     steering = applied(EVERYWHERE, ["calm"], [Run(10, (5,), proof(EVERYWHERE, l1=(3, 5, 5, 0.25)))], 1)
-    point = {"prompt_tokens": 3, "completion_tokens": 5, "cached_prompt_tokens": 5, "max_relative_norm": 0.25}
+    alone = point(3, 5, 5, 0.25)
     assert steering == {
         "status": "applied",
         "plan": EVERYWHERE.hash,
         "bundles": ["calm"],
-        **point,
-        "hook_points": {"blocks.1.resid_post": point},
+        **alone,
+        "hook_points": {"blocks.1.resid_post": alone},
     }
 
 
@@ -52,12 +61,19 @@ def test_samples_and_prompts_are_summed_and_norms_are_not() -> None:
     steering = applied(EVERYWHERE, ["calm"], runs, 2)
     assert (steering["prompt_tokens"], steering["completion_tokens"], steering["cached_prompt_tokens"]) == (16, 8, 2)
     assert steering["max_relative_norm"] == 0.5
+    assert steering["mean_relative_norm"] == pytest.approx((0.25 * 23 + 0.125 * 1) / 24)
 
 
 def test_tokens_edited_at_two_hook_points_are_counted_once_for_the_request() -> None:
     both = plan(("calm", "completion"), ("late", "prompt"))
     steering = applied(both, ["calm", "late"], [Run(10, (5,), proof(both, l1=(0, 5, 0, 0.1), l2=(8, 0, 0, 0.2)))], 1)
     assert (steering["prompt_tokens"], steering["completion_tokens"]) == (8, 5)
+
+
+def test_a_gate_that_never_opened_is_applied_and_shows() -> None:
+    steering = applied(EVERYWHERE, ["calm"], [Run(10, (5,), proof(EVERYWHERE, l1=(8, 5, 0, 0.0)))], 1)
+    assert (steering["status"], steering["completion_tokens"]) == ("applied", 5)
+    assert (steering["gate_firings"], steering["max_relative_norm"], steering["mean_relative_norm"]) == (0, 0.0, 0.0)
 
 
 def test_a_plan_that_does_nothing_is_applied_by_doing_nothing() -> None:
@@ -68,18 +84,18 @@ def test_a_plan_that_does_nothing_is_applied_by_doing_nothing() -> None:
 
 def broken(change: str) -> tuple[Run, int]:
     good = proof(EVERYWHERE, l1=(8, 5, 0, 0.1))
-    point = good["hook_points"]["blocks.1.resid_post"]
+    found = good["hook_points"]["blocks.1.resid_post"]
     match change:
         case "no proof":
             return Run(10, (5,), None), 1
         case "another plan":
             good["plan"] = plan(("calm", "prompt")).hash
         case "a prompt token missed":
-            point["prompt_tokens"] -= 1
+            found["prompt_tokens"] -= 1
         case "a completion token missed":
-            point["completion_tokens"] -= 1
+            found["completion_tokens"] -= 1
         case "a token too many":
-            point["completion_tokens"] += 1
+            found["completion_tokens"] += 1
         case "a sample missed":
             return Run(10, (5, 5), good), 1
         case "a hook point missed":
@@ -87,7 +103,7 @@ def broken(change: str) -> tuple[Run, int]:
         case "a failure in the worker":
             good["failure"] = "no slot was free"
         case "a norm that is no number":
-            point["max_relative_norm"] = math.nan
+            found["max_relative_norm"] = math.nan
         case "a prompt that did not finish":
             return Run(10, (5,), good), 2
     return Run(10, (5,), good), 1

@@ -25,7 +25,15 @@ ASK = {"model": "m", "prompt": "hi", "steering": STEERING}
 
 def proof(completion_tokens: int = len(WORDS)) -> dict[str, Any]:
     counts = {"prompt_tokens": N_PROMPT - 2, "completion_tokens": completion_tokens, "cached_prompt_tokens": 0}
-    points = {"blocks.1.resid_post": {**counts, "max_relative_norm": 0.5}}
+    points = {
+        "blocks.1.resid_post": {
+            **counts,
+            "gate_firings": 0,
+            "special_tokens": 0,
+            "max_relative_norm": 0.5,
+            "mean_relative_norm": 0.25,
+        }
+    }
     return {"plan": PLAN.hash, "samples": 1, "failure": None, "hook_points": points}
 
 

@@ -5,14 +5,15 @@ A refusal is vLLM's own `VLLMValidationError`, which its HTTP layer answers with
 
 import math
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 from trimtab.server.engine import bundles
 from trimtab.server.engine.device_path import MAX_ROWS
 from trimtab.server.engine.proof import KEY
 from trimtab.server.engine.wire import decode
 from trimtab.server.errors import InvalidSteering
-from trimtab.server.plan import Plan
+from trimtab.server.plan import Plan, PlanRow
+from trimtab.server.steering import GateMode
 
 __all__ = ["obstacle", "patch", "refusal", "uses_graphs"]
 
@@ -79,8 +80,12 @@ def _misfit(plan: Plan, config: Any) -> str | None:
             return f"the plan reads an activation of a dense vector of bundle {bundle.name!r}, which has none"
         if not all(map(math.isfinite, (row.alpha, row.beta))):
             return f"the plan has an impossible row {row}; make it with compile_plan"
-        if row.is_conditional:
-            return "gates and `exclude_special` are not available on this engine yet"
+        if row.is_conditional and uses_graphs(config):
+            return "gates and `exclude_special` do not run in CUDA graphs yet; leave them out, or start with --enforce-eager"
+        if row.exclude_special and config.model_config.skip_tokenizer_init:
+            return "this engine has no tokenizer to know special tokens by; start without --skip-tokenizer-init"
+        if row.gate is not None and (reason := _gate_misfit(row, known)):
+            return reason
         if row.window.lo >= config.model_config.max_model_len:
             return f"the plan edits positions from {row.window.lo} on; this engine stops at {config.model_config.max_model_len}"
     most = max(Counter(row.layer for row in plan.rows).values(), default=0)
@@ -89,6 +94,25 @@ def _misfit(plan: Plan, config: Any) -> str | None:
             f"the plan has {most} rows at one hook point; with CUDA graphs at most {MAX_ROWS} fit: name fewer, or start "
             "with --enforce-eager"
         )
+    return None
+
+
+def _gate_misfit(row: PlanRow, known: dict[str, bundles.Loaded]) -> str | None:
+    gate = row.gate
+    if gate is None:
+        return None
+    if gate.bundle not in known:
+        return (
+            f"bundle {gate.bundle} is not loaded in this engine (loaded: {len(known)}); load it with load_bundle first"
+        )
+    bundle = known[gate.bundle]
+    if bundle.layer != row.layer or not 0 <= gate.row < bundle.n_latents:
+        return (
+            f"the plan has a gate on row {gate.row} at layer {row.layer}; bundle {bundle.name!r} holds {bundle.n_latents} "
+            f"latents of layer {bundle.layer}"
+        )
+    if gate.mode not in get_args(GateMode) or not math.isfinite(gate.above):
+        return f"the plan has an impossible gate {gate}; make it with compile_plan"
     return None
 
 

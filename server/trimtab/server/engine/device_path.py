@@ -203,6 +203,8 @@ class DevicePath:
 
     def misfit(self, key: str, slot: dict[int, SlotRows]) -> str | None:
         """Why a slot does not fit beside those of this step that were asked for before it; None when it does."""
+        if any(row.is_conditional for rows in slot.values() for row in rows.rows):
+            return "gates and `exclude_special` do not run in CUDA graphs yet"
         most = max((len(rows.rows) for rows in slot.values()), default=0)
         if most > MAX_ROWS:
             return f"the plan has {most} rows at one hook point; with CUDA graphs at most {MAX_ROWS} fit"

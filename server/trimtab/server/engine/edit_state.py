@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trimtab.server.engine.conditional import Tokens
 from trimtab.server.engine.device_path import DevicePath, Span, to_host
-from trimtab.server.engine.proof import Report
-from trimtab.server.engine.tables import Tables
+from trimtab.server.engine.onward import Onward, Watch
+from trimtab.server.engine.proof import COUNTS, GATE, SPECIAL, Report
+from trimtab.server.engine.tables import SlotRows, Tables
 from trimtab.server.engine.wire import decode, segments, stop
 from trimtab.server.engine.work import LayerWork, Norms, Piece
 from trimtab.server.errors import InvalidSteering
@@ -30,7 +32,7 @@ __all__ = ["EditState", "Request"]
 _log = logging.getLogger(__name__)
 
 
-_PROMPT, _COMPLETION, _CACHED = range(3)
+_PROMPT, _COMPLETION, _CACHED, _GATE, _SPECIAL = range(len(COUNTS))
 
 
 @dataclass
@@ -42,19 +44,21 @@ class Request:
     segments: tuple[Segment, ...]
     layers: tuple[int, ...]
     """Of the plan, ascending."""
+    entries: dict[Watch, int] = field(default_factory=dict)
+    """In `Onward`."""
     high_water: int = 0
     """Positions below were run or came out of the cache: recomputing them after a preemption counts nothing."""
     failure: str | None = None
     drafted: int = 0
     """Positions below were run in the last step, drafts of speculative decoding included."""
-    drafts: list[tuple[int, int, float]] = field(default_factory=list)
-    """(layer, position, ‖Δ‖/‖h‖) of the last step's edited drafts, which count once they are accepted."""
+    drafts: list[tuple[int, int, float, int]] = field(default_factory=list)
+    """(layer, position, ‖Δ‖/‖h‖, flags) of the last step's edited drafts, which count once they are accepted."""
 
     def __post_init__(self) -> None:
-        self.counts_KL = np.zeros((3, len(self.layers)), np.int32)
-        """Prompt, completion and cached tokens at each layer, each position counted once."""
-        self.norms_L = np.zeros(len(self.layers), np.float32)
-        """Largest ‖Δ‖/‖h‖ at each layer."""
+        self.counts_KL = np.zeros((len(COUNTS), len(self.layers)), np.int32)
+        """A proof's counts at each layer, each position counted once."""
+        self.norms_2L = np.zeros((2, len(self.layers)))
+        """Largest and summed ‖Δ‖/‖h‖ at each layer."""
         self._at: dict[tuple[int, ...], slice | list[int]] = {self.layers: slice(None)}
 
     def at(self, layers: tuple[int, ...]) -> slice | list[int]:
@@ -66,17 +70,17 @@ class Request:
 
     def settle(self, start: int) -> None:
         """Count the drafts that were accepted: those below the first position of the request's next step."""
-        for layer, position, norm in self.drafts:
+        for layer, position, norm, flags in self.drafts:
             if position < start:
                 i = self.layers.index(layer)
-                self.counts_KL[_COMPLETION, i] += 1
-                self.norms_L[i] = max(self.norms_L[i], norm)
+                self.counts_KL[:, i] += (0, 1, 0, bool(flags & GATE), bool(flags & SPECIAL))
+                self.norms_2L[:, i] = max(self.norms_2L[0, i], norm), self.norms_2L[1, i] + norm
         self.drafts.clear()
         self.high_water = max(self.high_water, min(start, self.drafted))
 
     def report(self) -> Report:
         """What was applied so far."""
-        counts, norms = self.counts_KL.tobytes(), self.norms_L.tobytes()
+        counts, norms = self.counts_KL.tobytes(), self.norms_2L.tobytes()
         return Report(self.plan_hash, self.failure, self.layers, counts, norms, tuple(self.drafts))
 
 
@@ -84,6 +88,8 @@ class _Count(NamedTuple):
     """What a span adds to its request's counts once it has been applied."""
 
     request: Request
+    again: int
+    """Of its rows, the first ones that were counted before a preemption."""
     prompt: int
     completion: int
     drafts: range
@@ -116,21 +122,30 @@ class _Layout(NamedTuple):
 
     spans: tuple[Span, ...] = ()
     """They keep their slots alive, so that equal ids are equal slots."""
-    key: tuple[tuple[int, int, int], ...] = ()
-    """(id of the slot, first row, last row) of each span."""
+    key: tuple[tuple[int, ...], ...] = ()
+    """(id of the slot, first row, last row, the request's entries of `Onward`) of each span."""
     pieces: Mapping[int, tuple[Piece, ...]] = MappingProxyType({})
     works: Mapping[int, LayerWork] = MappingProxyType({})
     """Empty with a `DevicePath`."""
     groups: tuple[_Group, ...] = ()
+    is_conditional: bool = False
 
     @staticmethod
-    def of(spans: tuple[Span, ...], key: tuple[tuple[int, int, int], ...], device: torch.device | None) -> "_Layout":
+    def of(
+        spans: tuple[Span, ...],
+        key: tuple[tuple[int, ...], ...],
+        requests: Sequence[Request],
+        device: torch.device | None,
+    ) -> "_Layout":
         members: dict[int, list[int]] = {}
         for i, span in enumerate(spans):
             for layer in span.slot:
                 members.setdefault(layer, []).append(i)
         pieces = {
-            layer: tuple(Piece(spans[i].slot[layer], spans[i].start, spans[i].stop) for i in found)
+            layer: tuple(
+                Piece(rows := spans[i].slot[layer], spans[i].start, spans[i].stop, _entries(rows, requests[i]))
+                for i in found
+            )
             for layer, found in members.items()
         }
         alike: dict[tuple[int, ...], list[int]] = {}
@@ -141,7 +156,13 @@ class _Layout(NamedTuple):
             for found, layers in alike.items()
         )
         works = {} if device is None else {layer: LayerWork(found, device) for layer, found in pieces.items()}
-        return _Layout(spans, key, pieces, works, groups)
+        return _Layout(spans, key, pieces, works, groups, any(work.is_conditional for work in works.values()))
+
+
+def _entries(rows: SlotRows, request: Request) -> tuple[int, ...]:
+    """The request's entries of `Onward` for a slot's conditional rows; empty when none is gated so."""
+    watches = rows.conditional.watches if rows.conditional is not None else ()
+    return tuple(request.entries[watch] if watch else 0 for watch in watches) if any(watches) else ()
 
 
 class EditState:
@@ -153,6 +174,10 @@ class EditState:
     def __init__(self, layers: Sequence[int], tables: Tables, path: DevicePath | None = None) -> None:
         self.tables = tables
         self.path = path
+        self.token_ids: Callable[[], Tensor] | None = None
+        """The buffer that the model reads its tokens from in this step; the runner's adapter sets it."""
+        self.special_V: Tensor | None = None
+        """Whether each token of the vocabulary is special; None when the engine has no tokenizer."""
         self.layers = {layer: _Layer() for layer in layers}
         self._requests: dict[str, Request] = {}
         self._step: list[tuple[str, Request]] = []
@@ -161,6 +186,10 @@ class EditState:
         self._active = False
         self.layout = _Layout()
         """Of the last step that edited something."""
+        self._onward = Onward(tables.device)
+        self._position_T: Tensor | None = None
+        self._tokens: Tokens | None = None
+        """Of this step's rows, from the first layer with conditional rows on."""
 
     @property
     def n_requests(self) -> int:
@@ -176,6 +205,7 @@ class EditState:
         """A request with a plan is scheduled for the first time in this worker."""
         if request_id in self._requests and self._requests[request_id].n_prompt == n_prompt:
             return
+        self._forget(request_id)
         try:
             plan = decode(wire)
         except (InvalidSteering, TypeError) as e:
@@ -185,17 +215,26 @@ class EditState:
         unhooked = [layer for layer in plan.layers if layer not in self.layers]
         if unhooked:
             request.failure = f"layer {unhooked[0]} is not hooked in this worker; it hooks {sorted(self.layers)}"
+        if self.special_V is None and any(row.exclude_special for row in plan.rows):
+            request.failure = "this worker has no tokenizer to know special tokens by"
+        request.entries = self._onward.take({watch for row in plan.rows if (watch := Watch.of(row))})
         self._requests[request_id] = request
 
     def finish(self, request_ids: Iterable[str]) -> None:
         """Forget requests, however they ended."""
         if self._requests:
             for request_id in request_ids:
-                self._requests.pop(request_id, None)
+                self._forget(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self._onward.give(request.entries.values())
 
     def unload(self, content_hash: str) -> bool:
         """Whether the bundle was dropped; False while a live request's plan names it."""
-        if any(r.bundle == content_hash for q in self._requests.values() for s in q.segments for r in s.rows):
+        rows = (row for request in self._requests.values() for segment in request.segments for row in segment.rows)
+        if any(content_hash in (row.bundle, row.gate and row.gate.bundle) for row in rows):
             return False
         self.tables.unload(content_hash)
         if self.path is not None:
@@ -216,6 +255,7 @@ class EditState:
         self._active = False
         self._counts = []
         self._step = []
+        self._position_T = self._tokens = None
 
     def prepare(
         self,
@@ -255,14 +295,31 @@ class EditState:
             row += n
         if self.path is not None:
             self.path.write([span for span, _ in spans])
-        key = tuple((id(span.slot), span.start, span.stop) for span, _ in spans)
+        key = tuple((id(span.slot), span.start, span.stop, *count.request.entries.values()) for span, count in spans)
         if key != self.layout.key:
             device = self.tables.device if self.path is None else None
-            self.layout = _Layout.of(tuple(span for span, _ in spans), key, device)
+            self.layout = _Layout.of(
+                tuple(span for span, _ in spans), key, [count.request for _, count in spans], device
+            )
         self._counts = [count for _, count in spans]
         self._active = bool(spans)
         for layer, work in self.layout.works.items():
             self.layers[layer].work = work
+        if self.layout.is_conditional:
+            self._watch(request_ids, starts, lengths)
+
+    def _watch(self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> None:
+        """Before a forward with conditional rows: where each row is, and which gates have opened before the step."""
+        positions = [np.arange(first, first + n) for first, n in zip(starts, lengths, strict=True)]
+        self._position_T = torch.from_numpy(np.concatenate(positions)).to(self.tables.device)
+        entries: list[int] = []
+        since: list[int] = []
+        for request_id, first in zip(request_ids, starts, strict=True):
+            if (request := self._requests.get(request_id)) is not None and request.entries:
+                entries += request.entries.values()
+                since += [first] * len(request.entries)
+        if entries:
+            self._onward.forget(entries, since)
 
     def _spans(self, request: Request, start: int, end: int, offset: int, n_drafts: int) -> list[tuple[Span, _Count]]:
         """What to edit in positions [start, end), which are rows [start + offset, end + offset); the last ones are drafts."""
@@ -274,6 +331,11 @@ class EditState:
             return found
         for segment in request.segments:
             if start > known and (skipped := min(stop(segment), start) - max(segment.lo, known)) > 0:
+                if segment.is_onward:
+                    request.failure = (
+                        "a gate that stays open was not read on positions that came out of the prefix cache"
+                    )
+                    return []
                 request.counts_KL[_CACHED, request.at(tuple(sorted({row.layer for row in segment.rows})))] += skipped
             lo, hi = max(segment.lo, start), min(stop(segment), end)
             if lo >= hi:
@@ -289,7 +351,8 @@ class EditState:
             new = max(lo, known)
             prompt = max(0, min(hi, request.n_prompt - 1) - new)
             guessed = range(max(new, sure), hi)
-            count = _Count(request, prompt, max(0, hi - new) - len(guessed) - prompt, guessed)
+            again = max(0, min(new, hi) - lo)
+            count = _Count(request, again, prompt, max(0, hi - new) - len(guessed) - prompt, guessed)
             found.append((Span(segment.key, slot, lo + offset, hi + offset), count))
         return found
 
@@ -303,13 +366,27 @@ class EditState:
             if self.path is not None:
                 self.path.apply(layer, hidden, residual)
             elif state.work is not None:
-                state.norms = state.work.apply(hidden, residual)
+                tokens = self._read_tokens() if state.work.is_conditional else None
+                state.norms = state.work.apply(hidden, residual, tokens, self._onward)
         except Exception as e:  # noqa: BLE001 - told to every request of this layer through its proof
             _log.exception("trimtab: the edit of layer %d failed", layer)
             why = f"the edit of layer {layer} raised {type(e).__name__}: {e}"
             for group in self.layout.groups:
                 if layer in group.layers:
                     _fail((self._counts[i] for i in group.members), why)
+
+    def _read_tokens(self) -> Tokens:
+        """The step's tokens, read in the forward itself: with asynchronous scheduling the host does not know them yet."""
+        if self._tokens is None:
+            position_T = self._position_T
+            if position_T is None:
+                raise RuntimeError("the step has conditional rows and was not prepared for them")
+            special_T = torch.zeros(len(position_T), dtype=torch.bool, device=position_T.device)
+            if self.special_V is not None and self.token_ids is not None:
+                ids_T = self.token_ids()[: len(position_T)].long()
+                special_T = self.special_V[ids_T.clamp(0, len(self.special_V) - 1)]
+            self._tokens = Tokens(special_T, position_T)
+        return self._tokens
 
     def collect(self) -> Callable[[], dict[str, Report]]:
         """After a forward: what gives the reports on the step's steered requests once the device is done."""
@@ -318,49 +395,76 @@ class EditState:
         step, counts = self._step, self._counts
         layout = self.layout if self._active else _Layout()
         ratios: Callable[[], Mapping[int, NDArray[np.float32] | None]]
+        flags: dict[int, Callable[[], Tensor]] = {}
         if self.path is not None:
             ratios = self.path.ratios(layout.pieces)
         else:
-            ratios = _ratios({layer: self.layers[layer].norms for layer in layout.pieces})
+            norms = {layer: self.layers[layer].norms for layer in layout.pieces}
+            ratios = _ratios(norms)
+            flags = {layer: to_host(n.flags_N) for layer, n in norms.items() if n is not None and n.flags_N is not None}
         self._reset()
 
         def reports() -> dict[str, Report]:
-            found = ratios()
+            found, flagged = ratios(), {layer: wait().numpy() for layer, wait in flags.items()}
             for group in layout.groups:
-                _tally(group, [counts[i] for i in group.members], [found[layer] for layer in group.layers])
+                members = [counts[i] for i in group.members]
+                _tally(group, members, [found[layer] for layer in group.layers], flagged)
             return {request_id: request.report() for request_id, request in step}
 
         return reports
 
 
-def _tally(group: _Group, counts: Sequence[_Count], ratios: Sequence[NDArray[np.float32] | None]) -> None:
-    """Count what a step did at the layers of a group; `ratios` are ‖Δ‖/‖h‖ of its edited rows, None where it did not run."""
+def _tally(
+    group: _Group,
+    counts: Sequence[_Count],
+    ratios: Sequence[NDArray[np.float32] | None],
+    flagged: Mapping[int, NDArray[np.uint8]],
+) -> None:
+    """Count what a step did at the layers of a group; `ratios` are ‖Δ‖/‖h‖ of its edited rows, None where it did not run,
+    `flagged` the flags of the layers that have conditional rows."""
     ran = [ratio_N for ratio_N in ratios if ratio_N is not None and not (ratio_N < 0).any()]
     if len(ran) < len(ratios):
         silent = next(layer for layer, r in zip(group.layers, ratios, strict=True) if r is None or (r < 0).any())
         _fail(counts, f"the hook of layer {silent} was not called in a step that needed it")
         return
     ratio_LN = np.stack(ran)
+    flags_LN = None
+    if any(layer in flagged for layer in group.layers):
+        none_N = np.zeros(ratio_LN.shape[1], np.uint8)
+        flags_LN = np.stack([flagged.get(layer, none_N) for layer in group.layers])
     ends = group.ends.tolist()
-    for count, end in zip(counts, ends, strict=True):
-        if n := len(count.drafts):
-            norms_LM = ratio_LN[:, end - n : end]
-            for layer, norms in zip(group.layers, norms_LM.tolist(), strict=True):
-                count.request.drafts += [(layer, at, norm) for at, norm in zip(count.drafts, norms, strict=True)]
-            norms_LM[np.isfinite(norms_LM)] = 0.0  # NaN fails the request, accepted or not
     starts = np.concatenate([[0], group.ends[:-1]])
-    largest_LP = ratio_LN if len(ends) == ends[-1] else np.maximum.reduceat(ratio_LN, starts, axis=1)
+    for count, start, end in zip(counts, starts.tolist(), ends, strict=True):
+        if n := len(count.drafts):
+            norms_LM = ratio_LN[:, end - n : end].tolist()
+            flags_LM = [[0] * n] * len(group.layers) if flags_LN is None else flags_LN[:, end - n : end].tolist()
+            for layer, norms, flags in zip(group.layers, norms_LM, flags_LM, strict=True):
+                count.request.drafts += [(layer, *draft) for draft in zip(count.drafts, norms, flags, strict=True)]
+        if n or count.again:  # not counted yet, or counted before; NaN fails the request all the same
+            for rows in (slice(start, start + count.again), slice(end - n, end)):
+                ratio_LN[:, rows][np.isfinite(ratio_LN[:, rows])] = 0.0
+                if flags_LN is not None:
+                    flags_LN[:, rows] = 0
+    one_each = len(ends) == ends[-1]
+    largest_LP = ratio_LN if one_each else np.maximum.reduceat(ratio_LN, starts, axis=1)
+    sums_LP = ratio_LN if one_each else np.add.reduceat(ratio_LN, starts, axis=1, dtype=np.float64)
     finite_LP = np.isfinite(largest_LP)
     if not finite_LP.all():
         for layer, finite_P in zip(group.layers, finite_LP, strict=True):
             lost = (count for count, finite in zip(counts, finite_P, strict=True) if not finite)
             _fail(lost, f"the edit of layer {layer} gave NaN or infinity; lower its strength")
-    for count, largest_L in zip(counts, largest_LP.T, strict=True):
+    for count, largest_L, sums_L in zip(counts, largest_LP.T, sums_LP.T, strict=True):
         request, at = count.request, count.request.at(group.layers)
         if count.prompt:
             request.counts_KL[_PROMPT, at] += count.prompt
         request.counts_KL[_COMPLETION, at] += count.completion
-        request.norms_L[at] = np.maximum(request.norms_L[at], largest_L)
+        request.norms_2L[0, at] = np.maximum(request.norms_2L[0, at], largest_L)
+        request.norms_2L[1, at] += sums_L
+    if flags_LN is not None:
+        for kind, flag in ((_GATE, GATE), (_SPECIAL, SPECIAL)):
+            found_LP = np.add.reduceat(flags_LN & flag > 0, starts, axis=1, dtype=np.int32)
+            for count, found_L in zip(counts, found_LP.T, strict=True):
+                count.request.counts_KL[kind, count.request.at(group.layers)] += found_L
 
 
 def _fail(counts: Iterable[_Count], why: str) -> None:
@@ -373,7 +477,7 @@ def _ratios(norms: dict[int, Norms | None]) -> Callable[[], dict[int, NDArray[np
     ran = {layer: found for layer, found in norms.items() if found is not None}
     if not ran:
         return lambda: dict.fromkeys(norms)
-    delta_M, stream_M = (torch.cat(parts) for parts in zip(*ran.values(), strict=True))
+    delta_M, stream_M = (torch.cat(parts) for parts in zip(*(found[:2] for found in ran.values()), strict=True))
     copy = to_host(delta_M / stream_M.clamp_min(torch.finfo(torch.float32).tiny))
     ends = np.cumsum([len(found.stream_N) for found in ran.values()])[:-1]
 

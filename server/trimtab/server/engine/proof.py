@@ -4,16 +4,27 @@
     EngineCore  `Scheduler.update_from_output`: on a request's finishing output they become `kv_transfer_params["trimtab"]`
     front end   `RequestState.make_request_output`: the children of a request with n > 1 are summed
 
-A proof is {"plan": hash, "samples": n, "failure": None or a sentence, "hook_points": {"blocks.14.resid_post": {"prompt_tokens",
-"completion_tokens", "cached_prompt_tokens", "max_relative_norm"}}}. Tokens are counted by absolute position, each once however
-often it was computed. Position n_prompt − 1 and later are completion tokens; the last sampled token is never run, so with scope
-`completion` there are exactly as many as tokens were generated. Cached positions came out of blocks that were edited alike.
+A proof is {"plan": hash, "samples": n, "failure": None or a sentence, "hook_points": {"blocks.14.resid_post": {…}}}, and of a
+hook point
+
+    prompt_tokens, completion_tokens   positions in the scope of an edit, run by this request; each once however often it was
+                                       computed. From n_prompt − 1 on they are completion tokens; the last sampled token is never
+                                       run, so with scope `completion` there are exactly as many as tokens were generated
+    cached_prompt_tokens               positions in scope out of cache blocks that were edited alike; at the last layer, whose
+                                       edits touch no key or value, out of any block: there was nothing left to edit
+    gate_firings, special_tokens       of the positions that were run: a gate was open; an edit left alone a special token
+    max_, mean_relative_norm           ‖Δ‖/‖h‖ over the positions that were run; 0 where no gate was open
+
+The first three are exact, and compared with the plan. What the gates found is told, not judged: a plan whose gate never opened
+is applied, and its proof says 0.
 
 Every step's output carries a `Report` of each steered request, for it is not known in the worker which one finishes: packed
 arrays, which are read only when a request ends. Drafts of speculative decoding ride in it apart, until the scheduler knows which
 were kept.
 """
 
+import math
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +33,30 @@ from trimtab.server.engine.wire import stop
 from trimtab.server.errors import NotApplied
 from trimtab.server.plan import Plan
 
-__all__ = ["KEY", "Report", "attach", "expected", "merge", "patch_front_end", "patch_scheduler", "settled", "verify"]
+__all__ = [
+    "COUNTS",
+    "GATE",
+    "KEY",
+    "SPECIAL",
+    "Report",
+    "attach",
+    "combined",
+    "expected",
+    "merge",
+    "patch_front_end",
+    "patch_scheduler",
+    "settled",
+    "verify",
+]
 
 KEY = "trimtab"
 """The key of plans in `SamplingParams.extra_args` and of proofs in `kv_transfer_params`."""
 
-_COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens")
+COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "gate_firings", "special_tokens")
+
+
+GATE, SPECIAL = 1, 2
+"""Flags of an edited row: a gate was open on it; an edit left it alone because its token is special."""
 
 
 class Report(NamedTuple):
@@ -38,11 +67,11 @@ class Report(NamedTuple):
     layers: tuple[int, ...]
     """Of the plan, ascending."""
     counts: bytes
-    """Tokens by kind and layer, int32 [3, L], in the order of a proof's counts."""
+    """By kind and layer, int32 [K, L], in the order of `COUNTS`."""
     norms: bytes
-    """Largest ‖Δ‖/‖h‖ by layer, float32 [L]."""
-    drafts: tuple[tuple[int, int, float], ...]
-    """(layer, position, ‖Δ‖/‖h‖) of the last step's edited drafts."""
+    """Largest and summed ‖Δ‖/‖h‖ by layer, float64 [2, L]."""
+    drafts: tuple[tuple[int, int, float, int], ...]
+    """(layer, position, ‖Δ‖/‖h‖, flags) of the last step's edited drafts."""
 
 
 def expected(plan: Plan, n_prompt: int, n_completion: int) -> dict[str, tuple[int, int]]:
@@ -80,7 +109,7 @@ def verify(plan: Plan, proof: dict[str, Any] | None, n_prompt: int, n_completion
     points: dict[str, dict[str, Any]] = proof.get("hook_points", {})
     for layer in plan.layers:
         name = f"blocks.{layer}.resid_post"
-        point = points.get(name, dict.fromkeys(_COUNTS, 0))
+        point = points.get(name, dict.fromkeys(COUNTS, 0))
         prompt = sum(counts[name][0] for counts in wanted)
         completion = sum(counts[name][1] for counts in wanted)
         got = point["prompt_tokens"] + point["cached_prompt_tokens"]
@@ -92,38 +121,47 @@ def verify(plan: Plan, proof: dict[str, Any] | None, n_prompt: int, n_completion
 
 
 def merge(proofs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One proof for several samples of one request: counts are summed, norms maximised, the first failure kept."""
-    points: dict[str, dict[str, Any]] = {}
+    """One proof for several samples of one request: counts are summed, norms combined, the first failure kept."""
+    points: dict[str, list[dict[str, Any]]] = {}
     for proof in proofs:
         for name, point in proof["hook_points"].items():
-            total = points.setdefault(name, {**dict.fromkeys(_COUNTS, 0), "max_relative_norm": 0.0})
-            for count in _COUNTS:
-                total[count] += point[count]
-            total["max_relative_norm"] = max(total["max_relative_norm"], point["max_relative_norm"])
+            points.setdefault(name, []).append(point)
     return {
         "plan": proofs[0]["plan"],
         "samples": sum(proof["samples"] for proof in proofs),
         "failure": next((proof["failure"] for proof in proofs if proof["failure"]), None),
-        "hook_points": points,
+        "hook_points": {
+            name: {count: sum(point[count] for point in found) for count in COUNTS} | combined(found)
+            for name, found in points.items()
+        },
+    }
+
+
+def combined(points: Collection[Mapping[str, Any]]) -> dict[str, float]:
+    """The largest ‖Δ‖/‖h‖ of these points, and the mean over all their tokens."""
+    weights = [point["prompt_tokens"] + point["completion_tokens"] for point in points]
+    total = math.fsum(point["mean_relative_norm"] * n for point, n in zip(points, weights, strict=True))
+    return {
+        "max_relative_norm": max((point["max_relative_norm"] for point in points), default=0.0),
+        "mean_relative_norm": total / max(1, sum(weights)),
     }
 
 
 def settled(report: Report, end: int) -> dict[str, Any]:
     """The proof of a report, with the drafts below position `end` counted and the others dropped."""
-    counts_KL = np.frombuffer(report.counts, np.int32).reshape(len(_COUNTS), -1)
-    norms_L = np.frombuffer(report.norms, np.float32)
-    points = {
-        f"blocks.{layer}.resid_post": {
-            **dict(zip(_COUNTS, counts_KL[:, i].tolist(), strict=True)),
-            "max_relative_norm": float(norms_L[i]),
-        }
-        for i, layer in enumerate(report.layers)
-    }
-    for layer, at, norm in report.drafts:
+    counts_KL = np.frombuffer(report.counts, np.int32).reshape(len(COUNTS), -1).copy()
+    norms_2L = np.frombuffer(report.norms, np.float64).reshape(2, -1).copy()
+    for layer, at, norm, flags in report.drafts:
         if at < end:
-            point = points[f"blocks.{layer}.resid_post"]
-            point["completion_tokens"] += 1
-            point["max_relative_norm"] = max(point["max_relative_norm"], norm)
+            i = report.layers.index(layer)
+            counts_KL[:, i] += (0, 1, 0, bool(flags & GATE), bool(flags & SPECIAL))
+            norms_2L[:, i] = max(norms_2L[0, i], norm), norms_2L[1, i] + norm
+    points = {}
+    for i, layer in enumerate(report.layers):
+        prompt, completion, *_ = counts = counts_KL[:, i].tolist()
+        largest, total = norms_2L[:, i].tolist()
+        norms = {"max_relative_norm": largest, "mean_relative_norm": total / max(1, prompt + completion)}
+        points[f"blocks.{layer}.resid_post"] = dict(zip(COUNTS, counts, strict=True)) | norms
     return {"plan": report.plan, "samples": 1, "failure": report.failure, "hook_points": points}
 
 

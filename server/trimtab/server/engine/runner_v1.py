@@ -24,7 +24,7 @@ __all__ = ["arrivals", "hand_over", "install", "require"]
 
 def install(runner: Any, state: EditState) -> None:
     """Wrap the methods of this runner instance."""
-    require(runner, "_update_states", "_prepare_inputs", "sample_tokens", "_dummy_run", "input_batch")
+    require(runner, "_update_states", "_prepare_inputs", "sample_tokens", "_dummy_run", "input_batch", "input_ids")
     update_states, prepare_inputs = runner._update_states, runner._prepare_inputs
     sample_tokens, dummy_run = runner.sample_tokens, runner._dummy_run
 
@@ -50,6 +50,7 @@ def install(runner: Any, state: EditState) -> None:
         state.idle()
         return dummy_run(*args, **kwargs)
 
+    state.token_ids = lambda: runner.input_ids.gpu
     runner._update_states = _update_states
     runner._prepare_inputs = _prepare_inputs
     runner.sample_tokens = _sample_tokens

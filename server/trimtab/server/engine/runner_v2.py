@@ -23,7 +23,15 @@ __all__ = ["install"]
 
 def install(runner: Any, state: EditState) -> None:
     """Wrap the methods of this runner instance."""
-    require(runner, "finish_requests", "add_requests", "gather_batch_req_state", "sample_tokens", "req_states")
+    require(
+        runner,
+        "finish_requests",
+        "add_requests",
+        "gather_batch_req_state",
+        "sample_tokens",
+        "req_states",
+        "input_buffers",
+    )
     finish_requests, add_requests = runner.finish_requests, runner.add_requests
     gather, sample_tokens = runner.gather_batch_req_state, runner.sample_tokens
 
@@ -50,6 +58,7 @@ def install(runner: Any, state: EditState) -> None:
         hand_over(output, state)
         return output
 
+    state.token_ids = lambda: runner.input_buffers.input_ids
     runner.finish_requests = _finish_requests
     runner.add_requests = _add_requests
     runner.gather_batch_req_state = _gather

@@ -1,12 +1,15 @@
 """The rows of the loaded bundles in a worker, and slots: a segment's rows at each layer, gathered and folded once.
 
 Folding: all α of a segment and layer become one vector, Σ α_i d_i; what is left per latent is β_i φ(e_i · h + b_i) d_i with β_i
-≠ 0. A slot is keyed by the segment's key, so requests with the same edits share it. Slots are a cache in front of the
-bundles' rows: they can be rebuilt at any time, so they never run out, and nothing leaks when a request ends badly.
+≠ 0. Rows that depend on the token they meet are not folded: they keep α and β beside the reader of their gate.
+
+A slot is keyed by the segment's key, so requests with the same edits share it. Slots are a cache in front of the bundles' rows:
+they can be rebuilt at any time, so they never run out, and nothing leaks when a request ends badly.
 
 Axes: D d_model, K latents of a slot.
 """
 
+import math
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -15,9 +18,27 @@ from torch import Tensor
 
 from trimtab.attribution.bundle import Bundle
 from trimtab.attribution.edit import Rows, project_rows
+from trimtab.server.engine.onward import Watch
 from trimtab.server.plan import PlanRow, Segment
 
-__all__ = ["SlotRows", "Tables"]
+__all__ = ["Conditional", "SlotRows", "Tables"]
+
+
+class Conditional(NamedTuple):
+    """The rows of a segment at one layer that are gated or leave special tokens alone."""
+
+    rows: Rows
+    gate_e_KD: Tensor
+    gate_b_K: Tensor
+    above_K: Tensor
+    """−inf without a gate."""
+    gated_K: Tensor
+    special_K: Tensor
+    """Whether special tokens are left alone."""
+    watches: tuple[Watch | None, ...]
+    """Of the rows gated `onward`."""
+    reads: bool
+    """Whether any β is not 0."""
 
 
 class SlotRows(NamedTuple):
@@ -29,6 +50,7 @@ class SlotRows(NamedTuple):
     """The rows with β ≠ 0, their α moved into `add_D`; None when there are none."""
     rows: tuple[PlanRow, ...] = ()
     """As they were before folding."""
+    conditional: Conditional | None = None
 
 
 class Tables:
@@ -76,7 +98,8 @@ class Tables:
         if slot is None:
             by_layer: dict[int, list[PlanRow]] = {}
             for row in segment.rows:
-                self.bundles[row.bundle]  # raises here, whether or not the rows are gathered
+                for bundle in {row.bundle, row.gate.bundle if row.gate else row.bundle}:
+                    self.bundles[bundle]  # raises here, whether or not the rows are gathered
                 by_layer.setdefault(row.layer, []).append(row)
             slot = {layer: self._slot_rows(rows) for layer, rows in by_layer.items()}
             while len(self._slots) >= self.n_slots:
@@ -99,14 +122,42 @@ class Tables:
     def _slot_rows(self, plan_rows: list[PlanRow]) -> SlotRows:
         if not self.fold:
             return SlotRows(None, None, tuple(plan_rows))
-        rows = Rows.concat([self.row(row) for row in plan_rows])
+        conditional = self._conditional([row for row in plan_rows if row.is_conditional])
+        always = [row for row in plan_rows if not row.is_conditional]
+        if not always:
+            return SlotRows(None, None, tuple(plan_rows), conditional)
+        rows = Rows.concat([self.row(row) for row in always])
         reads_K = rows.beta_K != 0
         add_D = rows.alpha_K @ rows.d_KD if bool((rows.alpha_K != 0).any()) else None
         latents = None
         if bool(reads_K.any()):
             kept = Rows(*(getattr(rows, f)[reads_K] for f in Rows.__dataclass_fields__))
             latents = Rows(torch.zeros_like(kept.alpha_K), kept.beta_K, kept.e_KD, kept.b_K, kept.theta_K, kept.d_KD)
-        return SlotRows(add_D, latents, tuple(plan_rows))
+        return SlotRows(add_D, latents, tuple(plan_rows), conditional)
+
+    def _conditional(self, plan_rows: list[PlanRow]) -> Conditional | None:
+        if not plan_rows:
+            return None
+        rows = Rows.concat([self.row(row) for row in plan_rows])
+        gate_e_KD, gate_b_K = torch.zeros_like(rows.e_KD), torch.zeros_like(rows.b_K)
+        for k, row in enumerate(plan_rows):
+            if row.gate is not None:
+                readers = self.bundles[row.gate.bundle]["latent"]
+                gate_e_KD[k], gate_b_K[k] = readers.e_KD[row.gate.row], readers.b_K[row.gate.row]
+
+        def tensor(values: list[float] | list[bool]) -> Tensor:
+            return torch.tensor(values, device=self.device)
+
+        return Conditional(
+            rows,
+            gate_e_KD,
+            gate_b_K,
+            tensor([-math.inf if row.gate is None else row.gate.above for row in plan_rows]),
+            tensor([row.gate is not None for row in plan_rows]),
+            tensor([row.exclude_special for row in plan_rows]),
+            tuple(Watch.of(row) for row in plan_rows),
+            any(row.beta for row in plan_rows),
+        )
 
 
 def _rows(e_KD: Tensor, b_K: Tensor, theta_K: Tensor, d_KD: Tensor) -> Rows:

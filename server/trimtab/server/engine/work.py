@@ -6,7 +6,8 @@
 
 Three ways to take the sum, chosen per step by its shape: one slot (or few latents in all) is a pair of GEMMs with a mask of β;
 many slots with few rows each (decode) is a pair of bmm over rows padded per slot; a slot with many rows (prefill) has GEMMs of
-its own. A work is built on the host when the batch changes, and reused while it stays the same.
+its own. Rows that depend on the token they meet come on top, in `conditional`. A work is built on the host when the batch
+changes, and reused while it stays the same.
 
 Axes: N edited rows, D d_model, U slots in use, K latents (of all slots, or padded per slot), M padded rows per slot.
 """
@@ -20,6 +21,9 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from trimtab.attribution.edit import Rows
+from trimtab.server.engine import conditional
+from trimtab.server.engine.conditional import Group, Tokens
+from trimtab.server.engine.onward import Onward
 from trimtab.server.engine.tables import SlotRows
 
 __all__ = ["LayerWork", "Norms", "Piece"]
@@ -35,6 +39,8 @@ class Norms(NamedTuple):
 
     delta_N: Tensor
     stream_N: Tensor
+    flags_N: Tensor | None = None
+    """`proof.GATE` and `proof.SPECIAL`; None when no row is conditional."""
 
 
 class Piece(NamedTuple):
@@ -43,6 +49,8 @@ class Piece(NamedTuple):
     slot: SlotRows
     start: int
     stop: int
+    entries: tuple[int, ...] = ()
+    """The request's entries of `Onward`, one for each conditional row of the slot; empty when none is gated so."""
 
 
 class LayerWork:
@@ -86,24 +94,41 @@ class LayerWork:
                 if counts[u] > LONG_ROWS and rows is not None:
                     self._long.append((rows, (slot_N == u).nonzero().squeeze(1).to(device)))
 
-        self._reads = bool(self._dense or self._padded or self._long)
+        self._groups = _groups(self.pieces, slots, counts, of_piece, slot_N)
+        self._reads = bool(self._dense or self._padded or self._long or self._groups)
         self._fixed: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether `apply` needs the step's tokens."""
+        return bool(self._groups)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """How the latents are summed."""
-        ways = (("dense", self._dense), ("padded", self._padded), ("long", self._long))
+        ways = (("dense", self._dense), ("padded", self._padded), ("long", self._long), ("conditional", self._groups))
         return tuple(name for name, way in ways if way)
 
-    def apply(self, hidden: Tensor, residual: Tensor | None) -> Norms:
-        """Edit `hidden` in place; ‖Δ‖ and ‖h‖ of every edited row."""
+    def apply(
+        self, hidden: Tensor, residual: Tensor | None, tokens: Tokens | None = None, onward: Onward | None = None
+    ) -> Norms:
+        """Edit `hidden` in place; conditional work needs the step's tokens and the worker's `Onward`."""
         part = hidden[self._span] if self._span is not None else hidden.index_select(0, self._rows_N)
         h_ND = part.float()
         if residual is not None:
             other = residual[self._span] if self._span is not None else residual.index_select(0, self._rows_N)
             h_ND = h_ND + other.float()
-        delta_ND, delta_N = self._delta(h_ND)
-        norms = Norms(delta_N, vector_norm(h_ND, dim=-1))  # before the edit: h may be a view of hidden
+        flags_N = None
+        if self._groups:
+            if tokens is None or onward is None:
+                raise ValueError("conditional rows need the step's tokens")
+            tokens_N = Tokens(*(of_T.index_select(0, self._rows_N) for of_T in tokens))
+            delta_ND = self._sum(h_ND)
+            flags_N = conditional.apply(self._groups, delta_ND, h_ND, tokens_N, onward)
+            delta_N = vector_norm(delta_ND, dim=-1)
+        else:
+            delta_ND, delta_N = self._delta(h_ND)
+        norms = Norms(delta_N, vector_norm(h_ND, dim=-1), flags_N)  # before the edit: h may be a view of hidden
         if self._span is not None:
             part += delta_ND
         else:
@@ -111,7 +136,7 @@ class LayerWork:
         return norms
 
     def _delta(self, h_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Δ of the edited rows, fp32, from their unedited stream, and its norms; rows may be broadcast."""
+        """Δ of the unconditional rows, fp32, from their unedited stream, and its norms; rows may be broadcast."""
         if self._reads:
             delta_ND = self._sum(h_ND)
             return delta_ND, vector_norm(delta_ND, dim=-1)
@@ -172,6 +197,29 @@ class _Padded(NamedTuple):
         delta_UMD = (self.beta_UK.unsqueeze(1) * phi_UMK) @ self.d_UKD
         sums = h_ND.new_zeros(n + 1, d).index_add_(0, self.index_UM.flatten(), delta_UMD.flatten(0, 1))
         delta_ND += sums[:n]
+
+
+def _groups(
+    pieces: Sequence[Piece], slots: list[SlotRows], counts: list[int], of_piece: list[int], slot_N: Tensor
+) -> list[Group]:
+    """The conditional rows of all slots: those of few rows together, each of the others by itself."""
+    chosen = [u for u, slot in enumerate(slots) if slot.conditional is not None]
+    short = [u for u in chosen if counts[u] <= LONG_ROWS]
+    groups = []
+    for together in ([short] if short else []) + [[u] for u in chosen if counts[u] > LONG_ROWS]:
+        index = [(slot_N == u).nonzero().squeeze(1) for u in together]
+        entries = None
+        if any(piece.entries for piece, u in zip(pieces, of_piece, strict=True) if u in together):
+            entries = [_entries(pieces, of_piece, u) for u in together]
+        conditionals = [slot for u in together if (slot := slots[u].conditional) is not None]
+        groups.append(Group.of(conditionals, index, entries, len(slot_N)))
+    return groups
+
+
+def _entries(pieces: Sequence[Piece], of_piece: list[int], u: int) -> Tensor:
+    """[M, K] entries of a slot's rows; [M, 0] when it has none."""
+    mine = [piece for piece, v in zip(pieces, of_piece, strict=True) if v == u]
+    return torch.cat([torch.tensor([piece.entries] * (piece.stop - piece.start), dtype=torch.int64) for piece in mine])
 
 
 def _phi(x: Tensor, theta: Tensor) -> Tensor:

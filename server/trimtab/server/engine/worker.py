@@ -24,7 +24,7 @@ __all__ = ["Steering", "install", "patch"]
 
 _log = logging.getLogger(__name__)
 _SLOTS_PER_REQUEST = 3
-"""A request has at most three segments at a time: position 0, the prompt, the completion."""
+"""Position 0, the prompt, the completion. More windows are more segments, whose slots are gathered again when room is short."""
 _LEAST_SLOTS = 256
 """Of a `DevicePath`: a prompt that is prefilled in one step may cross many windows."""
 
@@ -58,6 +58,7 @@ class Steering:
             n_slots = max(n_slots, _LEAST_SLOTS)
             path = DevicePath(numbers, d_model, n_slots, n_rows, device, tables.row, config.model_config.dtype)
         state = EditState(numbers, tables, path)
+        state.special_V = _special_tokens(config.model_config, device)
         adapter = runner_v2 if hasattr(runner, "gather_batch_req_state") else runner_v1
         adapter.install(runner, state)
         op.bind(state)
@@ -107,6 +108,20 @@ class Steering:
             "requests": state.n_requests if state else 0,
             "slots": state.n_slots if state else 0,
         }
+
+
+def _special_tokens(config: Any, device: torch.device) -> torch.Tensor | None:
+    """Whether each token of the vocabulary is special, by its role or as it was added; None without a tokenizer."""
+    if config.skip_tokenizer_init:
+        return None
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokenizer: Any = cached_tokenizer_from_config(config)
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    found = torch.zeros(max(config.get_vocab_size(), *special, 0) + 1, dtype=torch.bool)
+    found[list(special)] = True
+    return found.to(device)
 
 
 def install(worker: Any) -> None:

@@ -148,4 +148,5 @@ def _of_alias(alias: Mapping[str, str | None]) -> Steering:
 def _used(steering: Steering) -> tuple[str, ...]:
     if steering.edits is None:
         return (steering.bundle or "",)
-    return tuple(dict.fromkeys(edit.bundle for edit in steering.edits))
+    gates = (edit.gate.bundle for edit in steering.edits if edit.gate is not None and edit.gate.bundle is not None)
+    return tuple(dict.fromkeys((*(edit.bundle for edit in steering.edits), *gates)))

@@ -4,13 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from trimtab.server.engine.proof import merge, verify
+from trimtab.server.engine.proof import COUNTS, combined, merge, verify
 from trimtab.server.errors import NotApplied
 from trimtab.server.plan import Plan
 
-__all__ = ["COUNTS", "NOT_REQUESTED", "Run", "applied", "failed_open", "requested"]
-
-COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens")
+__all__ = ["NOT_REQUESTED", "Run", "applied", "failed_open", "requested"]
 
 NOT_REQUESTED = {"status": "not_requested"}
 """The object of a reply to a request without steering."""
@@ -46,14 +44,15 @@ def applied(plan: Plan, bundles: Sequence[str], runs: Sequence[Run], n_runs: int
             verify(plan, run.proof, run.n_prompt, list(run.n_completions))
         proofs = [run.proof for run in runs if run.proof is not None]
         for name, point in ((name, point) for proof in proofs for name, point in proof["hook_points"].items()):
-            if not math.isfinite(point["max_relative_norm"]):  # max() would lose a NaN.
-                raise NotApplied(f"at {name} the edit is {point['max_relative_norm']} times as long as what it edits")
+            for norm in (point["max_relative_norm"], point["mean_relative_norm"]):
+                if not math.isfinite(norm):  # max() would lose a NaN.
+                    raise NotApplied(f"at {name} the edit is {norm} times as long as what it edits")
         points = merge(proofs)["hook_points"]
     return {
         **requested(plan, bundles),
         "status": "applied",
         **{count: max((point[count] for point in points.values()), default=0) for count in COUNTS},
-        "max_relative_norm": max((point["max_relative_norm"] for point in points.values()), default=0.0),
+        **combined(points.values()),
         "hook_points": points,
     }
 

@@ -31,7 +31,7 @@ from trimtab.attribution.bundle import Bundle
 from trimtab.server.errors import InvalidRequest, NotApplied, TrimtabError, Violation
 from trimtab.server.service import body
 from trimtab.server.service.admission import OnFailure, Steered, admit
-from trimtab.server.service.applied import COUNTS, NOT_REQUESTED, applied, failed_open, requested
+from trimtab.server.service.applied import NOT_REQUESTED, applied, failed_open, requested
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.problem import Problem, of_error, of_vllm
 from trimtab.server.service.stream import told
@@ -179,7 +179,7 @@ class Generation:
             self._mismatch(e, ending, "not_applied")
             raise
         ending.status = "applied"
-        for count in COUNTS:
+        for count in ("prompt_tokens", "completion_tokens", "cached_prompt_tokens"):
             self.metrics.edited_tokens.labels(count.removesuffix("_tokens")).inc(steering[count])
         return steering
 
