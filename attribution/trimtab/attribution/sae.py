@@ -208,7 +208,8 @@ def _normalised(h_TD: Tensor, how: Normalisation) -> Tensor:
             h_TD = h_TD - h_TD.mean(dim=-1, keepdim=True)
             return h_TD / (h_TD.std(dim=-1, keepdim=True) + 1e-5)
         case "constant_norm_rescale":
-            return h_TD * (math.sqrt(h_TD.shape[-1]) / torch.linalg.vector_norm(h_TD, dim=-1, keepdim=True))
+            norm_T1: Tensor = torch.linalg.vector_norm(h_TD, dim=-1, keepdim=True)
+            return h_TD * (math.sqrt(h_TD.shape[-1]) / norm_T1)
 
 
 def shipped_sae() -> Path:
