@@ -6,8 +6,15 @@ TrimtabError
 ├── UnknownBundle       a bundle, latent or vector that is not loaded
 ├── InvalidBundle       uploaded bytes that are no bundle for this server's model
 ├── Forbidden           this server was not started to allow it
-├── Conflict            a name that is taken, a bundle that is pinned
+├── Unauthenticated     no key, or none that is valid
+├── Conflict            a name that is taken, a bundle that is pinned, a state that does not allow it
+├── NotFound            no such key, default or alias
+├── RateLimited         the caller's own quota is used up
 ├── Overloaded          the server is full; ask again later
+├── Unavailable         the database does not answer, or its last answer is too old to go by
+├── Killed              the kill switch ended or refused it
+├── Revoked             it ran on a bundle that was revoked meanwhile
+├── Tampered            the audit log, a stored bundle or a signature is not what was written
 ├── Unsupported         this server cannot do it (model, engine flag, vLLM release); says what can
 └── NotApplied          the engine ran, but the proof does not match the plan: never shown as a normal reply
 """
@@ -20,9 +27,16 @@ __all__ = [
     "InvalidBundle",
     "InvalidRequest",
     "InvalidSteering",
+    "Killed",
     "NotApplied",
+    "NotFound",
     "Overloaded",
+    "RateLimited",
+    "Revoked",
+    "Tampered",
     "TrimtabError",
+    "Unauthenticated",
+    "Unavailable",
     "UnknownBundle",
     "Unsupported",
     "Violation",
@@ -76,8 +90,14 @@ class UnknownBundle(TrimtabError):
     code = "UNKNOWN_BUNDLE"
 
 
+class Unauthenticated(TrimtabError):
+    """No key came with the request, or none that is valid."""
+
+    code = "INVALID_API_KEY"
+
+
 class Forbidden(TrimtabError):
-    """This server was not started to allow this."""
+    """The key does not allow this, or the server was not started to."""
 
     code = "FORBIDDEN"
 
@@ -86,6 +106,12 @@ class Conflict(TrimtabError):
     """What is asked for contradicts what is there: a name that is taken, a bundle that is pinned."""
 
     code = "CONFLICT"
+
+
+class NotFound(TrimtabError):
+    """There is nothing of that name."""
+
+    code = "NOT_FOUND"
 
 
 class InvalidBundle(TrimtabError):
@@ -98,6 +124,40 @@ class Overloaded(TrimtabError):
     """The server is full; ask again later."""
 
     code = "OVERLOADED"
+
+
+class RateLimited(TrimtabError):
+    """The caller's own quota is used up for now."""
+
+    code = "RATE_LIMITED"
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(TrimtabError):
+    """The database does not answer, or its last answer is too old to go by; ask again later."""
+
+    code = "UNAVAILABLE"
+
+
+class Killed(TrimtabError):
+    """The operator has switched steering off."""
+
+    code = "STEERING_KILLED"
+
+
+class Revoked(TrimtabError):
+    """The bundle was revoked."""
+
+    code = "BUNDLE_REVOKED"
+
+
+class Tampered(TrimtabError):
+    """Something stored is not what was written."""
+
+    code = "TAMPERED"
 
 
 class Unsupported(TrimtabError):

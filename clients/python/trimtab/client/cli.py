@@ -19,14 +19,15 @@ _ABOUT = {
     "attribute": "Find the latents behind a behaviour, measure them, and write a bundle.",
     "bundle": "Show what a bundle holds.",
     "model": "Fetch and check the model that Trimtab carries.",
+    "registry": "Versions of bundles: upload, promote, revoke; who changed what.",
     "serve": "Serve a model whose requests can be steered, over the OpenAI API.",
 }
 _EXTRA = {"trimtab.attribution": "trimtab[attribution]", "trimtab.server": "trimtab[cpu]"}
 
 # fmt: off
 _HEAVY = frozenset({
-    "accelerate", "fastapi", "gguf", "numpy", "platformdirs", "prometheus_client", "safetensors", "torch", "transformers",
-    "uvicorn", "vllm",
+    "accelerate", "alembic", "fastapi", "gguf", "limits", "numpy", "platformdirs", "prometheus_client", "pydantic_settings",
+    "safetensors", "sqlalchemy", "torch", "transformers", "uvicorn", "vllm",
 })
 # fmt: on
 """What the extras bring; the base install has none of it."""
