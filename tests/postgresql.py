@@ -34,9 +34,20 @@ def cluster(folder: Path) -> Iterator[str]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    initdb = [binaries / "initdb", "-D", data, "-U", "trimtab", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    initdb: list[str | Path] = [
+        binaries / "initdb",
+        "-D",
+        data,
+        "-U",
+        "trimtab",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--no-sync",
+    ]
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-    control = [*user, binaries / "pg_ctl", "-D", data]
+    control: list[str | Path] = [*user, binaries / "pg_ctl", "-D", data]
     _run([*user, *initdb])
     _run([*control, "-w", "-o", options, "-l", data / "log", "start"])
     try:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def test_the_digest_of_an_entry_is_what_it_was_in_the_first_release() -> None:
 def test_a_change_of_any_field_of_any_entry_is_found(i: int, field: str) -> None:
     entries = chain(5)
     value = getattr(entries[i], field)
-    other = value + 1 if isinstance(value, int) else {**value, "x": 1} if isinstance(value, dict) else value + "x"
+    other: Any = value + 1 if isinstance(value, int) else {**value, "x": 1} if isinstance(value, dict) else value + "x"
     entries[i] = entries[i]._replace(**{field: other})
     with pytest.raises(Tampered):
         verify(entries)
