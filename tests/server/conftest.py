@@ -1,9 +1,13 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.bundles import random_bundle
 from tests.postgresql import cluster
+from trimtab.client.cli import main
 from trimtab.server.database.database import Database
 
 
@@ -34,3 +38,20 @@ def database(database_url: str) -> Iterator[Database]:
     opened.migrate()
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the CLI on a database of its own; gives the exit code and, with --json, what was printed."""
+    monkeypatch.setenv("TRIMTAB_DATABASE", f"sqlite:///{tmp_path / 'trimtab.db'}")
+    monkeypatch.chdir(tmp_path)
+    random_bundle().save(tmp_path / "calm.tt")
+
+    def run(*arguments: str) -> tuple[int, Any]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), json.loads(out) if "--json" in arguments and out else err
+
+    return run

@@ -18,6 +18,8 @@ GROUP = "trimtab.commands"
 _ABOUT = {
     "attribute": "Find the latents behind a behaviour, measure them, and write a bundle.",
     "bundle": "Show what a bundle holds.",
+    "keys": "API keys: make, rotate, revoke, list.",
+    "kill": "The kill switch: all steering off, on every replica.",
     "model": "Fetch and check the model that Trimtab carries.",
     "registry": "Versions of bundles: upload, promote, revoke; who changed what.",
     "serve": "Serve a model whose requests can be steered, over the OpenAI API.",

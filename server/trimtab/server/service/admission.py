@@ -11,8 +11,18 @@ from typing import Any, Literal, NamedTuple
 
 from trimtab.attribution.bundle import Bundle
 from trimtab.server.engine.proof import KEY
-from trimtab.server.errors import InvalidRequest, InvalidSteering, UnknownBundle, Violation
+from trimtab.server.errors import (
+    InvalidRequest,
+    InvalidSteering,
+    Revoked,
+    TrimtabError,
+    Unavailable,
+    UnknownBundle,
+    Violation,
+)
+from trimtab.server.fleet.switch import Switch
 from trimtab.server.plan import Plan, compile_plan
+from trimtab.server.service.rules import FREE, Rules, Source, names
 from trimtab.server.steering import Steering, parse_steering
 
 __all__ = ["XARG", "Admission", "OnFailure", "Steered", "admit"]
@@ -28,7 +38,7 @@ _OURS = {
     "ec_transfer_params": "they belong to the engine",
     "extra_body": "it is an argument of the OpenAI SDK; over HTTP its fields go to the top level of the body",
 }
-_ALIAS = re.compile(r"(?P<model>.+)@(?P<bundle>[^@:]+)(?::(?P<strength>[+-]?\d+(\.\d+)?))?")
+_ALIAS = re.compile(r"(?P<model>.+)@(?P<bundle>[^@:]+(?::v[1-9]\d*)?)(?::(?P<strength>[+-]?\d+(\.\d+)?))?")
 
 
 class Steered(NamedTuple):
@@ -36,8 +46,12 @@ class Steered(NamedTuple):
 
     plan: Plan
     bundles: tuple[str, ...]
-    """Names of the bundles that the request used."""
+    """The bundles that it uses, with their versions: `calm:v3`; `calm` for one of this server's own."""
     on_failure: OnFailure
+    source: Source = "request"
+    """Who asked for it."""
+    killed: Switch | None = None
+    """The kill switch put its safe default in place of what was asked for."""
 
 
 class Admission(NamedTuple):
@@ -46,6 +60,8 @@ class Admission(NamedTuple):
     body: dict[str, Any]
     """vLLM's own fields, with the plan in its place."""
     steered: Steered | None
+    killed: Switch | None = None
+    """The kill switch keeps it from being steered as asked."""
 
 
 def admit(
@@ -55,13 +71,16 @@ def admit(
     models: Sequence[str],
     bundles: Mapping[str, Bundle],
     on_failure: OnFailure = "closed",
+    rules: Rules = FREE,
 ) -> Admission:
     """The admitted request; `fields` are those of vLLM's request model, `on_failure` is the server's default.
 
     Raises:
         InvalidRequest: fields that only the server may set.
         InvalidSteering: the steering, or a field that looks like it.
-        UnknownBundle: a bundle that is not loaded.
+        UnknownBundle, Revoked, Unavailable: a bundle that cannot be used.
+        Forbidden: what the caller may not ask for.
+        Killed: the kill switch refuses what would be steered.
     """
     rest = {key: value for key, value in body.items() if key != "steering"}
     steering_violations = list(_misspelt(rest, fields))
@@ -70,43 +89,89 @@ def admit(
     ]
     if not isinstance(rest.get("vllm_xargs", {}), Mapping | None):
         request_violations.append(Violation("vllm_xargs", "must be an object"))
-    alias = _alias(rest.get("model"), models)
+    model = rest.get("model")
+    renamed = isinstance(model, str) and model not in models and model in rules.defaults.aliases()
+    if renamed:
+        rest["model"] = models[0]
+    alias = None if renamed else _alias(model, models)
     if alias is not None:
         rest["model"] = alias["model"]
         if "steering" in body:
             steering_violations.append(Violation("model", "names a bundle, and so does `steering`; use one of the two"))
+    default = rules.default(model if renamed else None)
+    opts_out = _opts_out(body.get("steering"))
     steering: Steering | None = None
+    source: Source = "request"
     try:
-        if "steering" in body:
+        if "steering" in body and not opts_out:
             steering = parse_steering(body["steering"])
         elif alias is not None:
             steering = _of_alias(alias)
     except InvalidSteering as e:
         steering_violations += e.violations
     asked = "steering" in body or alias is not None
-    if asked and rest.get("use_beam_search"):
+    if not asked and default is not None:
+        steering, source = default.steering, default.kind
+    if (asked or default is not None) and not opts_out and rest.get("use_beam_search"):
         steering_violations.append(Violation("use_beam_search", "cannot be steered; sample with `n` instead"))
+    field = "model" if alias is not None or renamed else "steering"
     plan: Plan | None = None
     try:
         if steering is not None:
+            _require_known(steering, rules)
+            if source == "request":
+                rules.allow(steering)
             plan = compile_plan(steering, bundles)
     except InvalidSteering as e:
         steering_violations += e.violations
-    except UnknownBundle as e:
-        field = "model" if alias is not None else e.field or "steering"
+    except (Revoked, Unavailable, UnknownBundle) as e:
+        where = field if field == "model" else e.field or field
         if not steering_violations and not request_violations:
-            raise UnknownBundle(e.message, field=field) from e
-        steering_violations.append(Violation(field, e.message))
+            raise _about(e, where, source) from e
+        steering_violations.append(Violation(where, e.message))
     if steering_violations:
         raise InvalidSteering(steering_violations + request_violations)
     if request_violations:
         raise InvalidRequest(request_violations)
+    if asked:
+        rules.require_choice(default, field)
     if steering is None or plan is None:
         return Admission(rest, None)
+    policy = steering.on_failure if "on_failure" in steering.model_fields_set else on_failure
+    switch = rules.killed()
+    if switch is not None:
+        if switch.fallback is None:
+            return Admission(rest, None, switch)
+        _require_known(switch.fallback, rules)
+        steering, plan = switch.fallback, compile_plan(switch.fallback, bundles)
     if plan.rows:
         rest["vllm_xargs"] = {**(rest.get("vllm_xargs") or {}), XARG: plan.wire()}
-    policy = steering.on_failure if "on_failure" in steering.model_fields_set else on_failure
-    return Admission(rest, Steered(plan, _used(steering), policy))
+    used = tuple(dict.fromkeys(rules.resolve(name) for name in names(steering)))
+    return Admission(rest, Steered(plan, used, policy, source, switch), switch)
+
+
+def _require_known(steering: Steering, rules: Rules) -> None:
+    """Nothing, if every bundle that is named means one that can be used; the error names the field."""
+    rules.require_fresh()
+    gates = [(f"edits[{i}].gate.bundle", edit.gate.bundle) for i, edit in enumerate(steering.edits or ()) if edit.gate]
+    edits = [(f"edits[{i}].bundle", edit.bundle) for i, edit in enumerate(steering.edits or ())]
+    for where, name in (("bundle", steering.bundle), *edits, *gates):
+        if name is not None:
+            try:
+                rules.resolve(name)
+            except (Revoked, Unavailable, UnknownBundle) as e:
+                e.field = f"steering.{where}"
+                raise
+
+
+def _about(error: TrimtabError, field: str, source: Source) -> TrimtabError:
+    """The same error, of a field; and whose default is at fault, if it is one."""
+    whose = "" if source == "request" else f"the default steering of the {source} cannot be applied: "
+    return type(error)(whose + error.message, field=field)
+
+
+def _opts_out(steering: Any) -> bool:
+    return isinstance(steering, Mapping) and steering.keys() == {"opt_out"} and steering["opt_out"] is True
 
 
 def _misspelt(body: Mapping[str, Any], fields: Collection[str]) -> Iterator[Violation]:
@@ -143,10 +208,3 @@ def _of_alias(alias: Mapping[str, str | None]) -> Steering:
         return parse_steering({"bundle": alias["bundle"], "strength": strength})
     except InvalidSteering as e:
         raise InvalidSteering([Violation("model", v.message) for v in e.violations]) from e
-
-
-def _used(steering: Steering) -> tuple[str, ...]:
-    if steering.edits is None:
-        return (steering.bundle or "",)
-    gates = (edit.gate.bundle for edit in steering.edits if edit.gate is not None and edit.gate.bundle is not None)
-    return tuple(dict.fromkeys((*(edit.bundle for edit in steering.edits), *gates)))

@@ -4,7 +4,8 @@
     remove   the name is gone at once; rows stay in the workers until the last request that uses them has ended
 
 A name always means one bundle, and a request keeps the one that its name meant when it was admitted. What the operator gave at
-the start is pinned: it is neither replaced nor removed until it is unpinned.
+the start is pinned: it is neither replaced nor removed until it is unpinned. What the registry holds stands here by its
+reference, `calm:v3`, and comes and goes with its state alone.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class Shelf(Mapping[str, Bundle]):
 
     def is_pinned(self, name: str) -> bool:
         """Whether a bundle can be neither replaced nor removed."""
-        return name in self._pinned
+        return name in self._pinned or _is_registered(name)
 
     def require_mutable(self) -> None:
         """Nothing, when clients may change this shelf.
@@ -105,6 +106,31 @@ class Shelf(Mapping[str, Bundle]):
                 self._pinned.add(name)
         return bundle, is_new
 
+    async def hold(self, reference: str, bundle: Bundle) -> None:
+        """Loads a version of the registry; holding it again changes nothing.
+
+        Raises:
+            InvalidBundle: it was made for another model.
+            Overloaded: the shelf is full.
+        """
+        try:
+            bundle.check_model(self._model)
+        except BundleError as e:
+            raise InvalidBundle(str(e), field="version") from e
+        async with self._changing:
+            if reference not in self._named:
+                self._require_room(bundle)
+                await self._load(bundle)
+                self._named[reference] = bundle
+                self._metrics.bundles_loaded.set(len(self._named))
+
+    def withdraw(self, reference: str) -> None:
+        """Takes a version of the registry off at once, whatever the engine does; its rows go after its last request."""
+        bundle = self._named.pop(reference, None)
+        if bundle is not None:
+            self._leave(bundle)
+            self._metrics.bundles_loaded.set(len(self._named))
+
     async def remove(self, name: str) -> Bundle:
         """The bundle that no request can name from now on.
 
@@ -125,8 +151,11 @@ class Shelf(Mapping[str, Bundle]):
 
         Raises:
             UnknownBundle: there is none of that name.
+            Conflict: it is the registry's.
         """
         bundle = self.find(name)
+        if _is_registered(name):
+            raise Conflict(_REGISTERED, field="name")
         (self._pinned.add if pinned else self._pinned.discard)(name)
         return bundle
 
@@ -177,6 +206,8 @@ class Shelf(Mapping[str, Bundle]):
                 del self._leaving[digest]
 
     def _require_unpinned(self, name: str) -> None:
+        if _is_registered(name):
+            raise Conflict(_REGISTERED, field="name")
         if name in self._pinned:
             raise Conflict(f"bundle {name!r} is pinned; DELETE /v1/steering/bundles/{name}/pin first", field="name")
 
@@ -187,6 +218,13 @@ class Shelf(Mapping[str, Bundle]):
                 f"the bundles would take {sum(held.values()) >> 20} MiB and this server holds {MAX_SHELF_BYTES >> 20} MiB "
                 f"({len(self._leaving)} are waiting for their last request); delete one, or ask again later"
             )
+
+
+_REGISTERED = "this version is the registry's; promote and revoke it there"
+
+
+def _is_registered(name: str) -> bool:
+    return ":" in name  # No bundle's own name has one.
 
 
 def _n_bytes(bundle: Bundle) -> int:

@@ -1,0 +1,162 @@
+"""This replica's share in the fleet: it follows the database, and does what the newest state says.
+
+At once, on the event loop, whatever the engine does: keys, defaults and the kill switch take effect; revoked versions lose their
+names, and requests that run on them end; so do steered requests when the switch is thrown. Loading what was promoted takes a
+moment: it goes through every worker.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from trimtab.server.database.database import Database
+from trimtab.server.errors import Killed, Revoked, TrimtabError
+from trimtab.server.fleet.defaults import DefaultSteering
+from trimtab.server.fleet.follower import Follower
+from trimtab.server.fleet.snapshot import Snapshot
+from trimtab.server.fleet.switch import OFF, KillSwitch, Switch
+from trimtab.server.keys.guard import Guard
+from trimtab.server.keys.key import Caller
+from trimtab.server.keys.limits import Limits
+from trimtab.server.keys.secret import Secret
+from trimtab.server.keys.store import Keys
+from trimtab.server.registry.signature import Signatures
+from trimtab.server.registry.store import Registry
+from trimtab.server.service.catalogue import Catalogue
+from trimtab.server.service.flights import Flight, Flights
+from trimtab.server.service.rules import Rules
+from trimtab.server.service.shelf import Shelf
+
+__all__ = ["Replica"]
+
+Result = TypeVar("Result")
+RETRY_SECONDS = 5.0
+"""Before a version that could not be loaded is tried again."""
+log = logging.getLogger("trimtab")
+
+
+class Replica:
+    """What the service knows beside the engine."""
+
+    def __init__(
+        self,
+        database: Database,
+        shelf: Shelf,
+        *,
+        fingerprint: str,
+        secret: Secret,
+        operator_key: str | None = None,
+        signatures: Signatures | None = None,
+        max_requests: int = 256,
+        poll_seconds: float = 0.2,
+        stale_after_seconds: float = 10.0,
+    ) -> None:
+        """Of a served model with this `fingerprint`."""
+        self.database = database
+        self.registry = Registry(database, signatures)
+        self.keys = Keys(database, secret)
+        self.switch = KillSwitch(database)
+        self.defaults = DefaultSteering(database)
+        self.guard = Guard(secret, operator_key=operator_key)
+        self.limits = Limits(max_requests)
+        self.flights = Flights()
+        self.catalogue = Catalogue(shelf, fingerprint=fingerprint)
+        self.follower = Follower(
+            database, self._apply, poll_seconds=poll_seconds, stale_after_seconds=stale_after_seconds
+        )
+        self.not_loaded: dict[str, str] = {}
+        """Active versions that could not be loaded here, and why."""
+        self._shelf = shelf
+        self._moved = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Takes over the present state, with all its bundles loaded or said why not, and follows from then on.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        await self.follower.refresh()
+        await self._load()
+        self._moved.clear()
+        self._tasks = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._keep_loaded())]
+
+    async def close(self) -> None:
+        """Follows no more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.follower.close()
+        self.database.close()
+
+    def rules(self, caller: Caller) -> Rules:
+        """What a request of this caller is admitted under."""
+        snapshot = self.catalogue.snapshot
+        return Rules(caller, snapshot.defaults, snapshot.switch, self.catalogue.resolve, self.follower.require_fresh)
+
+    async def change(self, verb: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+        """The result of a change of the database, which this replica has taken over when this returns."""
+        result = await asyncio.to_thread(verb, *arguments, **options)
+        await self.follower.refresh()
+        return result
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        before = self.catalogue.snapshot
+        self.catalogue.snapshot = snapshot
+        self.guard.know(snapshot.keys)
+        wanted = set(self.catalogue.wanted())
+        for name in [name for name in self._shelf if ":" in name and name not in wanted]:
+            self._shelf.withdraw(name)
+            self.not_loaded.pop(name, None)
+        ended = self.flights.end(lambda flight: _revoked(flight, snapshot) or _killed(snapshot.switch, before.switch))
+        if snapshot.switch != before.switch and (snapshot.switch.mode, before.switch) != ("off", OFF):
+            log.warning(
+                "kill switch: %s (%s, by %s)", snapshot.switch.mode, snapshot.switch.reason, snapshot.switch.actor
+            )
+        if ended:
+            log.warning("%d running requests were ended by change %d", ended, snapshot.sequence)
+        self._moved.set()
+
+    async def _keep_loaded(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), RETRY_SECONDS if self.not_loaded else None)
+            self._moved.clear()
+            await self._load()
+
+    async def _load(self) -> None:
+        """Holds every version that is wanted; one that cannot be held does not keep the others from it."""
+        for reference in self.catalogue.wanted():
+            if reference in self._shelf:
+                continue
+            version = self.catalogue.snapshot.by_reference[reference]
+            try:
+                bundle = await asyncio.to_thread(self.registry.bundle, version)
+                await self._shelf.hold(reference, bundle)
+            except TrimtabError as e:
+                if self.not_loaded.get(reference) != e.message:
+                    log.error("%s cannot be loaded: %s", reference, e.message)
+                self.not_loaded[reference] = e.message
+            except Exception as e:
+                log.exception("%s cannot be loaded", reference)
+                self.not_loaded[reference] = f"{type(e).__name__}; the log has the cause"
+            else:
+                self.not_loaded.pop(reference, None)
+                if reference not in self.catalogue.wanted():  # It was revoked meanwhile.
+                    self._shelf.withdraw(reference)
+
+
+def _revoked(flight: Flight, snapshot: Snapshot) -> TrimtabError | None:
+    for content_hash in flight.bundles:
+        version = snapshot.revoked.get(content_hash)
+        if version is not None and version.running == "end":
+            return Revoked(f"{version.reference}, which this reply was steered by, was revoked: {version.reason}")
+    return None
+
+
+def _killed(now: Switch, before: Switch) -> TrimtabError | None:
+    if now == before or now.mode == "off" or now.running == "finish":
+        return None
+    return Killed(f"steering was switched off while this reply was written: {now.reason}")
