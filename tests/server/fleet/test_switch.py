@@ -6,7 +6,7 @@ from trimtab.server.database.database import Database
 from trimtab.server.errors import InvalidRequest, InvalidSteering, NotFound
 from trimtab.server.fleet.defaults import DefaultSteering
 from trimtab.server.fleet.snapshot import read_snapshot
-from trimtab.server.fleet.switch import OFF, KillSwitch
+from trimtab.server.fleet.switch import OFF, KillSwitch, Mode
 
 
 def test_the_switch_is_off_until_it_is_thrown(database: Database) -> None:
@@ -15,7 +15,12 @@ def test_the_switch_is_off_until_it_is_thrown(database: Database) -> None:
 
 def test_what_was_thrown_is_what_is_read(database: Database) -> None:
     switch = KillSwitch(database)
-    for mode, fallback in (("unsteered", None), ("fallback", {"bundle": "safe:v1", "strength": 0.5}), ("refuse", None)):
+    throws: tuple[tuple[Mode, Any], ...] = (
+        ("unsteered", None),
+        ("fallback", {"bundle": "safe:v1", "strength": 0.5}),
+        ("refuse", None),
+    )
+    for mode, fallback in throws:
         thrown = switch.throw(mode, actor="cli:me", reason="rude", fallback=fallback)
         assert switch.read() == thrown == read_snapshot(database).switch
     assert switch.throw("off", actor="cli:me", reason="mended").mode == "off"
