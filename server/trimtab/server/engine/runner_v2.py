@@ -54,9 +54,7 @@ def install(runner: Any, state: EditState) -> None:
         return batch, uniform
 
     def _sample_tokens(grammar_output: Any) -> Any:
-        output = sample_tokens(grammar_output)
-        hand_over(output, state)
-        return output
+        return hand_over(sample_tokens(grammar_output), state)
 
     state.token_ids = lambda: runner.input_buffers.input_ids
     runner.finish_requests = _finish_requests
