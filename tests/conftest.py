@@ -83,9 +83,9 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
             process.wait()
 
 
-def address(process: subprocess.Popen[bytes], log: Path) -> str:
+def address(process: subprocess.Popen[bytes], log: Path, start_seconds: float = START_SECONDS) -> str:
     """Where a `trimtab serve` listens, once it does."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + start_seconds
     while time.monotonic() < deadline:
         if match := re.search(r"serving \S+ on (http://\S+)", log.read_text(errors="replace")):
             return match[1]

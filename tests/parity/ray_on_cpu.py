@@ -1,6 +1,6 @@
-"""The Ray executor on two local Ray nodes, with CPU workers: run as a program, prints what it found.
+"""The Ray executor on two local Ray nodes, with CPU workers: run as a program, prints what it found; `make test-ray`.
 
-    python -m tests.parity.ray_on_cpu FOLDER tensor_parallel_size
+    python -m tests.parity.ray_on_cpu pipeline_parallel_size
 
 vLLM's CPU platform names no Ray resource (`ray_device_key` is empty), and so `--distributed-executor-backend ray` is refused on a
 CPU. Nothing else of the executor needs a GPU. This program gives the platform the name of one, and each Ray node one GPU that is
@@ -10,6 +10,7 @@ not there; all else is vLLM's own: the executor, its placement, its message queu
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -78,4 +79,8 @@ if __name__ == "__main__":
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
     pretend()
-    sys.stdout.write("\nFOUND " + json.dumps(compare(Path(sys.argv[1]), sys.argv[2])) + "\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        result = compare(Path(temporary), sys.argv[1])
+    sys.stdout.write(f"\n{sys.argv[1]}: {json.dumps(result)}\n")
+    if (result["executor"], result["nodes"], result["same"]) != ("RayExecutorV2", 2, True) or result["worst"] > 1e-4:
+        raise SystemExit("two Ray nodes do not answer as transformers does")
