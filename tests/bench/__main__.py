@@ -1,9 +1,10 @@
 """What steering costs (`make bench`), beside plain vLLM, vllm-lens and a transformers loop with forward hooks.
 
 The engines are resident, each in processes of its own, and take turns: a round runs every condition of a cell once, and the order
-rotates, so that a machine's moods meet them alike. A ratio is plain vLLM's time over a condition's time in the same round (plain
-runs twice a round, and its mean is taken; the ratio of the two to each other is the noise). Steered replies whose proof does not
-hold end the run. Rounds are kept in one JSON file by commit: a run adds what is missing, so that it can be cut into pieces.
+rotates, so that a machine's moods meet them alike. A ratio is plain vLLM's time over a condition's time in the same round. Plain
+vLLM is there twice, in processes of its own each: their mean is the base, and their ratio to each other is the noise, that of two
+processes included. Steered replies whose proof does not hold end the run. Rounds are kept in one JSON file: a run adds what is
+missing, so that it can be cut into pieces; another version of the code is not added to it.
 """
 
 import argparse
@@ -21,12 +22,17 @@ from typing import Any
 from rich.console import Console
 
 from tests.bench.admission import plan_milliseconds, upload_seconds
-from tests.bench.conditions import CELLS, CONDITIONS, HF, LENS, Cell
+from tests.bench.conditions import BESIDE, CELLS, CHECK, CONDITIONS, Cell
+from tests.bench.document import document
 from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, start
 from tests.bench.report import tables
+from tests.bench.step import step_milliseconds
 
-OUT = Path("build/bench/results.json")
+OUT = Path("docs/benchmarks.json")
+DOCUMENT = Path("docs/benchmarks.md")
 LENS_VERSION = "1.3.0"
+ALONE = ("step", "admission", "upload")
+"""What is measured once, without the engines."""
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -34,23 +40,30 @@ def main() -> int:
     """Runs what is missing, prints the tables, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds of decode-16 without the other projects")
-    parser.add_argument("--cells", nargs="*", choices=[*CELLS, "admission", "upload"], help="all by default")
+    parser.add_argument("--cells", nargs="*", choices=[*CELLS, *ALONE], help="all by default")
     parser.add_argument("--rounds", type=int, help="per cell; each has its own number by default")
     parser.add_argument("--engines", nargs="*", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--conditions", nargs="*", choices=CONDITIONS, help="those of the cell by default")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no round after so many")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--document", action="store_true", help=f"measure nothing; write {DOCUMENT} from the results")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
+    if args.document:
+        DOCUMENT.write_text(document(json.loads(args.out.read_text())))
+        return 0
     deadline = time.monotonic() + 60 * args.minutes
-    chosen = args.cells if args.cells is not None else [*CELLS, "admission", "upload"]
+    chosen = args.cells if args.cells is not None else [*CELLS, *ALONE]
     if args.quick:
-        chosen, args.engines, args.rounds = args.cells or ["decode-16"], ["plain", "trimtab"], args.rounds or 3
+        ours = ["plain", "plain again", "trimtab"]
+        chosen, args.engines, args.rounds = args.cells or ["decode-16"], ours, args.rounds or 3
     results = {} if args.fresh or not args.out.exists() else json.loads(args.out.read_text())
     here = _machine()
-    if results.get("machine", here) != here:
-        raise SystemExit(f"{args.out} was measured on another commit or machine; give --fresh, or another --out")
-    results = {"machine": here, "cells": {}} | results
+    if results.get("machine", here) | {"commit": None} != here | {"commit": None}:
+        raise SystemExit(
+            f"{args.out} was measured on another machine or version of the code; give --fresh, or another --out"
+        )
+    results = {"machine": here, "same_edit": {}, "cells": {}} | results
     if "vllm-lens" in args.engines:
         _fetch_lens()
     cells = {name: CELLS[name] for name in chosen if name in CELLS}
@@ -58,14 +71,17 @@ def main() -> int:
         engines = {name: stack.enter_context(start(name)) for name in (args.engines if cells else ())}
         for engine in engines.values():
             engine.answer()
+        results["same_edit"] |= _same_edit(engines)
         for name, cell in cells.items():
             conditions = [c for c in args.conditions or cell.conditions if CONDITIONS[c].engine in engines]
             cell = cell._replace(conditions=tuple(conditions), rounds=args.rounds or cell.rounds)
             rounds = results["cells"].setdefault(name, {"settings": cell._asdict(), "rounds": []})["rounds"]
             _measure(name, cell, engines, rounds, deadline, lambda: _write(args.out, results))
-    if "admission" in chosen:
+    if "step" in chosen and "step" not in results:
+        results["step"] = step_milliseconds()
+    if "admission" in chosen and "admission" not in results:
         results["admission"] = plan_milliseconds(("add", "clamp8", "gated", "add30"))
-    if "upload" in chosen:
+    if "upload" in chosen and "upload" not in results:
         results["upload"] = upload_seconds(lambda line: console.print(line, style="dim"))
     results["load_average"] = os.getloadavg()
     _write(args.out, results)
@@ -84,18 +100,43 @@ def _measure(name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any
         k = len(rounds)
         turned = [*cell.conditions[k % len(cell.conditions) :], *cell.conditions[: k % len(cell.conditions)]]
         # Every other round runs backwards, so that nobody always follows the same neighbour.
-        order = turned if k % 2 == 0 else turned[::-1]
+        order = [c for c in (turned if k % 2 == 0 else turned[::-1]) if k < cell.beside or c not in BESIDE]
         took: dict[str, Any] = {}
         for condition in order:
             mine = engines[CONDITIONS[condition].engine]
             others = [engine for engine in engines.values() if engine is not mine]
             before = sum(engine.cpu() for engine in others)
             took[condition] = mine.run(Ask(cell, condition, k))._asdict()
+            del took[condition]["tokens"]
             took[condition]["others_cpu"] = sum(engine.cpu() for engine in others) - before
         rounds.append(took)
         save()
         plain = took.get("plain", took[order[0]])["seconds"]
         console.print(f"{name}: round {k + 1} of {cell.rounds}, {plain:.2f} s for the first condition", style="dim")
+
+
+def _same_edit(engines: dict[str, Engine]) -> dict[str, dict[str, float]]:
+    """By engine and edit, the share of greedy tokens that are Trimtab's, for edits that change most of them."""
+    found: dict[str, dict[str, float]] = {}
+    if "trimtab" not in engines:
+        return found
+    for edit in ("", "add", "clamp8", "add30"):
+        said: dict[str, list[int]] = {}
+        for name, engine in engines.items():
+            tokens = engine.run(Ask(CHECK, _condition(name, edit), 0, strong=True)).tokens or []
+            said[name] = [token for of_one in tokens for token in of_one]
+        for name, theirs in said.items():
+            alike = [a == b for a, b in zip(said["trimtab"], theirs, strict=True)]
+            found.setdefault(name, {})[edit or "none"] = sum(alike) / len(alike)
+    return found
+
+
+def _condition(engine: str, edit: str) -> str:
+    """What an engine calls an edit of each request's own; plain vLLM makes none, whatever is asked."""
+    if engine.startswith("plain"):
+        return engine
+    mine = (c for c in CONDITIONS.values() if c.engine == engine and c.distinct is None)
+    return next(c.name for c in mine if (c.edit or "") == edit)
 
 
 def _fetch_lens() -> None:
@@ -110,9 +151,11 @@ def _machine() -> dict[str, Any]:
     cpu = next(
         (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
     )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    measured = ("server", "attribution/trimtab/attribution/edit.py", "tests/bench")
+    changed = _git("status", "--porcelain", "--", *measured)
     return {
-        "commit": commit.strip(),
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "code": [_git("rev-parse", "--short", f"HEAD:{path}") for path in measured] + (["changed"] if changed else []),
         "cpu": cpu,
         "n_cpus": os.cpu_count(),
         "os": platform.platform(),
@@ -121,6 +164,10 @@ def _machine() -> dict[str, Any]:
         | {"vllm-lens": LENS_VERSION},
         "threads": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto"),
     }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
@@ -132,5 +179,4 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    assert not set(LENS) & set(HF)
     sys.exit(main())

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.engine.arg_utils import EngineArgs
 
-from tests.bench.conditions import LAYER, N_LAYERS, all_bundles, authored, bundle
-from trimtab.attribution.embedded import EMBEDDED_MODEL
+from tests.bench.conditions import D_MODEL, LAYER, N_LAYERS, all_bundles, authored, bundle
+from trimtab.attribution.embedded import EMBEDDED_MODEL, model_path
 from trimtab.client import Steering, Trimtab
+from trimtab.server.engine import bundles as engine_bundles
+from trimtab.server.engine.admission import refusal
+from trimtab.server.engine.bundles import Loaded
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.tables import Tables
+from trimtab.server.engine.wire import decode
 from trimtab.server.service.admission import admit
 
 __all__ = ["plan_milliseconds", "upload_seconds"]
@@ -29,27 +34,37 @@ N_UPLOADS = 9
 
 def plan_milliseconds(edits: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Median milliseconds of admitting a plan that nobody has seen: in the service (parsed, validated, compiled, written to the
-    wire), and in the worker (decoded, resolved to rows, folded)."""
+    wire), in the engine's front end (decoded, checked against the engine), in the worker (decoded, resolved to rows, folded)."""
     tables = Tables(torch.device("cpu"), 4096)
     for loaded in all_bundles().values():
         tables.load(loaded)
+        known = Loaded(loaded.header.name, loaded.header.layer, D_MODEL, len(loaded.header.latents), 0)
+        engine_bundles._loaded[loaded.content_hash] = known
     state = EditState(list(range(N_LAYERS)), tables)
+    config = EngineArgs(model=str(model_path()), dtype="float32", enforce_eager=True).create_engine_config()
     found = {}
     for edit in (*edits, "64 latents"):
-        service, worker = [], []
+        service, front, worker = [], [], []
         for which in range(200):
             body = {"model": "m", "prompt": "hi", "steering": _steering(edit, which)}
             start = time.perf_counter()
             admission = admit(body, fields={"model", "prompt"}, models=("m",), bundles=all_bundles())
-            middle = time.perf_counter()
-            state.arrive("r", admission.body["vllm_xargs"]["trimtab"], 8)
+            compiled = time.perf_counter()
+            wire = admission.body["vllm_xargs"]["trimtab"]
+            if (reason := refusal(wire, config)) is not None:
+                raise RuntimeError(reason)
+            checked = time.perf_counter()
+            decode.cache_clear()  # the worker is another process
+            decoded = time.perf_counter()
+            state.arrive("r", wire, 8)
             state.prepare(["r"], [8], [1])
             end = time.perf_counter()
             state.finish(["r"])
-            service.append(1e3 * (middle - start))
-            worker.append(1e3 * (end - middle))
-        totals = [a + b for a, b in zip(service, worker, strict=True)]
-        parts = {"service": service, "worker": worker, "total": totals}
+            service.append(1e3 * (compiled - start))
+            front.append(1e3 * (checked - compiled))
+            worker.append(1e3 * (end - decoded))
+        totals = [sum(each) for each in zip(service, front, worker, strict=True)]
+        parts = {"service": service, "engine": front, "worker": worker, "total": totals}
         found[edit] = {name: statistics.median(values) for name, values in parts.items()}
     return found
 

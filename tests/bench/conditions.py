@@ -1,7 +1,9 @@
 """What is compared: the edits of each condition, one authored edit for every engine, and the cells of the grid.
 
-An edit here is random rows of the right shape: what it costs does not depend on what it means. It is small enough to leave text
-as it is, so that every condition generates tokens of the same kind.
+An edit here is random rows of the right shape: what it costs does not depend on what it means. It touches every position, the
+first one too, because that is what the other engines' edits do. It is small enough to leave text as it is, so that every
+condition generates tokens of the same kind; only `STRONG` ones, which are not timed, change it, to show that all engines make the
+same edit.
 """
 
 from functools import lru_cache
@@ -23,7 +25,7 @@ class Condition(NamedTuple):
 
     name: str
     engine: str
-    """`plain`, `trimtab`, `vllm-lens` or `transformers`."""
+    """`plain`, `plain again` (another process of the same), `trimtab`, `vllm-lens` or `transformers`."""
     edit: str | None
     """None, `add`, `clamp8`, `gated` or `add30`."""
     distinct: int | None = None
@@ -35,7 +37,7 @@ CONDITIONS = {
     condition.name: condition
     for condition in (
         PLAIN,
-        Condition("plain again", "plain", None),
+        Condition("plain again", "plain again", None),
         Condition("idle", "trimtab", None),
         Condition("one add", "trimtab", "add", 1),
         Condition("add", "trimtab", "add"),
@@ -50,12 +52,11 @@ CONDITIONS = {
         Condition("transformers add", "transformers", "add"),
         Condition("transformers clamp8", "transformers", "clamp8"),
         Condition("transformers add30", "transformers", "add30"),
-        *(Condition(f"{edit}, {k} plans", "trimtab", edit, k) for edit in ("add", "clamp8") for k in (1, 4, 16, 64)),
+        *(Condition(f"{edit}, {k} plans", "trimtab", edit, k) for edit in ("add", "clamp8") for k in (1, 16, 64)),
     )
 }
 OURS = ("plain", "plain again", "idle", "one add", "add", "clamp8", "gated", "add30")
-LENS = tuple(name for name in CONDITIONS if name.startswith("vllm-lens"))
-HF = tuple(name for name in CONDITIONS if name.startswith("transformers"))
+BESIDE = tuple(name for name in CONDITIONS if name.startswith(("vllm-lens", "transformers")))
 STEPS = tuple(name for name in CONDITIONS if name.endswith("plans"))
 
 
@@ -67,17 +68,23 @@ class Cell(NamedTuple):
     n_tokens: int
     rounds: int
     conditions: tuple[str, ...]
+    beside: int = 0
+    """So many of the rounds, the first ones, run the other projects too."""
 
 
 CELLS = {
-    "decode-16": Cell(16, 16, 64, 9, (*OURS, *LENS, *HF)),
-    "decode-1": Cell(1, 16, 64, 7, (*OURS, *LENS, *HF)),
-    "decode-64": Cell(64, 16, 16, 5, (*OURS, *LENS, *HF)),
-    "prefill-16": Cell(16, 128, 2, 5, (*OURS, *LENS, *HF)),
-    "prefill-1": Cell(1, 512, 2, 7, (*OURS, *LENS, *HF)),
-    "prefill-64": Cell(64, 32, 2, 5, (*OURS, *LENS, *HF)),
-    "steps": Cell(64, 4, 16, 7, STEPS),
+    "decode-16": Cell(16, 16, 64, 7, (*OURS, *BESIDE), 3),
+    "steps": Cell(64, 4, 16, 5, STEPS),
+    "decode-1": Cell(1, 16, 64, 5, (*OURS, *BESIDE), 2),
+    "decode-64": Cell(64, 4, 16, 3, (*OURS, *BESIDE), 1),
+    "prefill-16": Cell(16, 64, 2, 3, (*OURS, *BESIDE), 1),
+    "prefill-1": Cell(1, 512, 2, 5, (*OURS, *BESIDE), 2),
+    "prefill-64": Cell(64, 16, 2, 3, (*OURS, *BESIDE), 1),
 }
+CHECK = Cell(4, 16, 12, 1, ())
+"""Not timed: the same prompts for every engine."""
+STRONG = 64 * 64
+"""As `which`: an amount that changes what is generated."""
 
 
 def bundle(layer: int, *, name: str | None = None, n_latents: int = N_LATENTS, seed: int = 0) -> bundles.Bundle:
@@ -109,10 +116,10 @@ def all_bundles() -> dict[str, bundles.Bundle]:
 
 def authored(edit: str, which: int) -> dict[str, Any]:
     """The `steering` field of request number `which`: alike for every request, different in its amounts."""
-    amount = 0.5 + which / 64
+    amount, scope = 0.5 + which / 64, {"first_token": True}
 
     def add(layer: int) -> dict[str, Any]:
-        return {"bundle": f"l{layer}", "latent": 0, "operation": "add", "amount": amount}
+        return {"bundle": f"l{layer}", "latent": 0, "operation": "add", "amount": amount, "scope": scope}
 
     match edit:
         case "add":
@@ -123,7 +130,7 @@ def authored(edit: str, which: int) -> dict[str, Any]:
             gate = {"bundle": f"l{LAYER}", "latent": 1, "above": 0.5}
             return {"edits": [add(LAYER) | {"gate": gate}]}
         case "clamp8":
-            one = {"bundle": f"l{LAYER}", "operation": "clamp", "target": amount}
+            one = {"bundle": f"l{LAYER}", "operation": "clamp", "target": amount, "scope": scope}
             return {"edits": [one | {"latent": i} for i in range(N_LATENTS)]}
     raise ValueError(edit)
 
@@ -133,8 +140,8 @@ def plan(edit: str, which: int) -> Plan:
     return compile_plan(parse_steering(authored(edit, which)), all_bundles())
 
 
-def prompts(cell: Cell, condition: str, round_: int) -> list[list[int]]:
-    """Token ids that no other condition or round has, so that no prefix is cached."""
-    random = np.random.default_rng([round_, *condition.encode()])
+def prompts(cell: Cell, seed: str, round_: int) -> list[list[int]]:
+    """Token ids that no other seed or round has, so that no prefix is cached."""
+    random = np.random.default_rng([round_, *seed.encode()])
     ids: list[list[int]] = random.integers(1000, 40000, (cell.n, cell.n_prompt)).tolist()
     return ids

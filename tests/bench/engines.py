@@ -14,16 +14,27 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.bench.conditions import CONDITIONS, D_MODEL, LAYER, N_LATENTS, N_LAYERS, Cell, all_bundles, plan, prompts
+from tests.bench.conditions import (
+    CONDITIONS,
+    D_MODEL,
+    LAYER,
+    N_LATENTS,
+    N_LAYERS,
+    STRONG,
+    Cell,
+    all_bundles,
+    plan,
+    prompts,
+)
 from trimtab.attribution.embedded import model_path
 from trimtab.server.engine import proof
 from trimtab.server.engine.proof import KEY
 
 __all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "start"]
 
-ENGINES = ("plain", "trimtab", "vllm-lens", "transformers")
+ENGINES = ("plain", "plain again", "trimtab", "vllm-lens", "transformers")
 LENS_FOLDER = Path("build/bench/lens")
-PLUGINS = {"plain": "", "trimtab": "trimtab", "vllm-lens": "activations"}
+PLUGINS = {"plain": "", "plain again": "", "trimtab": "trimtab", "vllm-lens": "activations"}
 
 
 class Ask(NamedTuple):
@@ -32,6 +43,17 @@ class Ask(NamedTuple):
     cell: Cell
     condition: str
     round_: int
+    strong: bool = False
+    """Edits that change what is generated, on everybody's prompts."""
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Token ids."""
+        return prompts(self.cell, "" if self.strong else self.condition, self.round_)
+
+    def which(self, i: int) -> int:
+        """The number of request i's edit."""
+        return i % (CONDITIONS[self.condition].distinct or self.cell.n) + (STRONG if self.strong else 0)
 
 
 class Took(NamedTuple):
@@ -43,7 +65,9 @@ class Took(NamedTuple):
     cpu: float
     """CPU seconds of all of the engine's processes."""
     first_token: float | None
-    """Median seconds to the first token; None where they all come at once."""
+    """Median seconds to the first token."""
+    tokens: list[list[int]] | None
+    """What was generated, where the edits are strong."""
 
 
 class Engine:
@@ -140,20 +164,17 @@ def _vllm(name: str) -> Any:
 
     def run(ask: Ask) -> Took:
         condition, cell = CONDITIONS[ask.condition], ask.cell
-        plans = [
-            None if condition.edit is None else plan(condition.edit, i % (condition.distinct or cell.n))
-            for i in range(cell.n)
-        ]
+        plans = [None if condition.edit is None else plan(condition.edit, ask.which(i)) for i in range(cell.n)]
         extras: list[Any] = [None] * cell.n
         if condition.edit is not None and name == "trimtab":
             extras = [{KEY: wanted.wire()} for wanted in plans if wanted is not None]
         elif condition.edit is not None:
-            extras = [_lens(condition.edit, i) for i in range(cell.n)]
+            extras = [_lens(condition.edit, ask.which(i)) for i in range(cell.n)]
         params = [
             SamplingParams(temperature=0, max_tokens=cell.n_tokens, ignore_eos=True, extra_args=extra)
             for extra in extras
         ]
-        asked: Any = [{"prompt_token_ids": ids} for ids in prompts(cell, ask.condition, ask.round_)]
+        asked: Any = [{"prompt_token_ids": ids} for ids in ask.prompts]
         clocks = _Clocks()
         outputs = llm.generate(asked, params, use_tqdm=False)
         seconds, worker, total = clocks.read()
@@ -165,7 +186,8 @@ def _vllm(name: str) -> Any:
                 elif carried is not None:
                     raise RuntimeError("an unsteered request carries a proof")
         first = sorted(o.metrics.first_token_latency for o in outputs if o.metrics)
-        return Took(seconds, worker, total, first[len(first) // 2] if first else None)
+        tokens = [list(output.outputs[0].token_ids) for output in outputs] if ask.strong else None
+        return Took(seconds, worker, total, first[len(first) // 2] if first else None, tokens)
 
     return run
 
@@ -202,9 +224,9 @@ def _transformers() -> Any:
     loaded: Any = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     model = loaded.eval()
 
-    def hook(edit: str, layer: int, n: int) -> Any:
+    def hook(edit: str, layer: int, ask: Ask) -> Any:
         d_KD = torch.from_numpy(all_bundles()[f"l{layer}"].decoder)
-        amount_B = torch.tensor([0.5 + i / 64 for i in range(n)])
+        amount_B = torch.tensor([0.5 + ask.which(i) / 64 for i in range(ask.cell.n)])
         add_B1D = amount_B[:, None, None] * d_KD[0]
 
         def added(_: Any, __: Any, output: Any) -> Any:
@@ -222,18 +244,19 @@ def _transformers() -> Any:
         condition, cell = CONDITIONS[ask.condition], ask.cell
         assert model.config.hidden_size == D_MODEL
         layers = {None: (), "add30": range(N_LAYERS)}.get(condition.edit, (LAYER,))
-        handles = [hook(condition.edit or "", layer, cell.n) for layer in layers]
-        ids = torch.tensor(prompts(cell, ask.condition, ask.round_))
+        handles = [hook(condition.edit or "", layer, ask) for layer in layers]
+        ids = torch.tensor(ask.prompts)
         clocks = _Clocks()
-        cache, first = None, None
+        cache, first, said = None, None, []
         for _ in range(cell.n_tokens):
             output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, ids = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
+            said.append(ids)
             first = first or time.perf_counter() - clocks.start
         seconds, worker, total = clocks.read()
         for handle in handles:
             handle.remove()
-        return Took(seconds, worker, total, first)
+        return Took(seconds, worker, total, first, torch.cat(said, 1).tolist() if ask.strong else None)
 
     return run
 

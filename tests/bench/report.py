@@ -7,28 +7,34 @@ from rich.table import Table
 
 from tests.bench.conditions import CONDITIONS
 
-__all__ = ["markdown", "ratios", "tables"]
-
-_BASES = {"vllm-lens": "vllm-lens idle", "transformers": "transformers idle"}
+__all__ = ["flatness", "markdown", "ratios", "spread", "tables"]
 
 
 def ratios(rounds: list[dict[str, Any]], condition: str, figure: str) -> list[float]:
-    """Plain vLLM's figure over the condition's, by round; of the distinct-plans cell, that of one plan over it."""
+    """Plain vLLM's figure over the condition's, by round: the mean of both its processes, for either of them the other's; where
+    there is none, that of the same edit with one plan."""
     found = []
     for took in rounds:
         if condition not in took:
             continue
         base = [took[name][figure] for name in ("plain", "plain again") if name in took]
-        if condition.startswith("plain") and len(base) == 2:
-            base = [took["plain" if condition == "plain again" else "plain again"][figure]]
-        if not base:
+        if condition.startswith("plain"):
+            other = "plain" if condition == "plain again" else "plain again"
+            base = [took[other][figure]] if other in took else []
+        elif not base:
             first = condition.split(",")[0] + ", 1 plans"
             if first not in took:
                 continue
             base = [took[first][figure]]
-        if took[condition][figure]:
+        if base and took[condition][figure]:
             found.append(statistics.mean(base) / took[condition][figure])
     return found
+
+
+def flatness(rounds: list[dict[str, Any]], edit: str, figure: str) -> list[float]:
+    """What 64 plans take over what one takes, by round."""
+    one, many = f"{edit}, 1 plans", f"{edit}, 64 plans"
+    return [took[many][figure] / took[one][figure] for took in rounds if one in took and many in took]
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
@@ -51,8 +57,9 @@ def rows(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
                 [
                     condition,
                     f"{n_tokens / statistics.median(t['seconds'] for t in took):.0f}",
-                    _spread(ratios(rounds, condition, "seconds")),
-                    _spread(ratios(rounds, condition, "worker_cpu")),
+                    spread(ratios(rounds, condition, "seconds")),
+                    spread(ratios(rounds, condition, "worker_cpu")),
+                    _per_step(cell, condition),
                     f"{1e3 * statistics.median(first):.0f}" if first else "–",
                     f"{100 * statistics.median(t['others_cpu'] / t['seconds'] for t in took):.1f}",
                 ]
@@ -61,7 +68,26 @@ def rows(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
     return found
 
 
-HEADERS = ("condition", "tokens/s", "wall ratio to plain", "worker CPU ratio", "first token, ms", "others' CPU, %")
+HEADERS = (
+    "condition",
+    "tokens/s",
+    "wall ratio to plain",
+    "worker CPU ratio",
+    "CPU ms a step over plain",
+    "first token, ms",
+    "others' CPU, %",
+)
+
+
+def _per_step(cell: dict[str, Any], condition: str) -> str:
+    """Worker CPU milliseconds a step beyond plain vLLM's."""
+    rounds, n_steps = cell["rounds"], cell["settings"]["n_tokens"]
+    found = []
+    for took in rounds:
+        base = [took[name]["worker_cpu"] for name in ("plain", "plain again") if name in took]
+        if base and condition in took:
+            found.append(1e3 * (took[condition]["worker_cpu"] - statistics.mean(base)) / n_steps)
+    return f"{statistics.median(found):+.2f}" if found else "–"
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
@@ -98,11 +124,14 @@ def markdown(results: dict[str, Any]) -> str:
 def _latencies(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     found = []
     if "admission" in results:
-        lines = [
-            (edit, f"{parts['total']:.2f} (service {parts['service']:.2f}, worker {parts['worker']:.2f})")
-            for edit, parts in results["admission"].items()
-        ]
+        lines = []
+        for edit, parts in results["admission"].items():
+            shares = ", ".join(f"{name} {parts[name]:.2f}" for name in ("service", "engine", "worker"))
+            lines.append((edit, f"{parts['total']:.2f} ({shares})"))
         found.append(("admission of a new plan, milliseconds, median of 200", lines))
+    for n, by_edit in results.get("step", {}).items():
+        lines = [(edit, f"{milliseconds:.3f}") for edit, milliseconds in by_edit.items()]
+        found.append((f"added to a decode step of {n}, in the worker, CPU milliseconds, median of 200", lines))
     if "upload" in results:
         lines = [
             (f"server {name}", f"{statistics.median(values):.2f} ({min(values):.2f} … {max(values):.2f})")
@@ -112,7 +141,8 @@ def _latencies(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     return found
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Median, smallest and largest."""
     if not values:
         return "–"
     return f"{statistics.median(values):.3f} ({min(values):.3f} … {max(values):.3f})"

@@ -1,0 +1,114 @@
+"""docs/benchmarks.md, written from the results: `python -m tests.bench --document`."""
+
+import statistics
+from typing import Any
+
+from tests.bench.report import flatness, markdown, ratios, spread
+
+__all__ = ["document"]
+
+BARS = {"idle": 0.995, "add": 0.985, "clamp8": 0.975, "add30": 0.965}
+"""Least ratio to plain vLLM, of decode-16."""
+MILLISECONDS, SECONDS, FLAT = 2.0, 1.0, 0.03
+
+_HEAD = """# What steering costs
+
+Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.json), which `make bench` measures; do not edit.
+
+| | |
+|---|---|
+{machine}
+
+## How
+
+- Every engine is resident in processes of its own: plain vLLM (no plugin) **twice**, vLLM with Trimtab, vLLM with vllm-lens
+  {lens}, and a transformers loop over a static batch with forward hooks. They take turns; while one works the others wait
+  (`others' CPU` is what they use meanwhile).
+- All serve SmolLM2-135M-Instruct in fp32, the vLLMs with the same flags: eager, 64 sequences, 1024 tokens, statistics on. A step
+  runs 30 hooked layers.
+- A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
+  so that nothing comes out of the prefix cache. Greedy, the end of text ignored: each request makes exactly its number of tokens.
+- **Wall ratio**: the mean of the two plain runs of a round over the condition's run in the same round; above 1 is faster than
+  plain vLLM. **Worker CPU ratio**: the same of the CPU seconds of the process that runs the model, from the kernel's own account:
+  waiting does not count, so another process on the machine disturbs it less. Medians over the rounds, smallest and largest in
+  brackets.
+- `plain` and `plain again` are two processes of one program, each over the other: what they differ by, nothing below resolves.
+- `idle`: plugin on, no request steered. `one add`: all requests share a plan. All others: **every request its own plan**.
+  `clamp8`: eight latents read and clamped at one layer; `gated`: an add that applies where another latent fires; `add30`: adds at
+  all 30 layers. Edits cover all positions. vllm-lens and transformers make the same edits: vllm-lens by its steering vectors, and
+  by a hook for `clamp8`, which it has no vector for; transformers by a hook that edits the batch at once, on both cores, where
+  vLLM's worker computes on one and leaves the other to its own front end.
+- Every steered reply's proof was checked. Random rows: what an edit costs does not depend on what it means.
+"""
+
+
+def document(results: dict[str, Any]) -> str:
+    """The page."""
+    machine = results["machine"]
+    table = {
+        "commit": f"`{machine['commit']}`",
+        "machine": f"{machine['cpu']}, {machine['n_cpus']} cores; {machine['os']}",
+        "versions": ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+        + f", Python {machine['python']}",
+        "load average at the end": ", ".join(f"{x:.1f}" for x in results.get("load_average", ())),
+    }
+    head = _HEAD.format(
+        machine="\n".join(f"| {name} | {value} |" for name, value in table.items()),
+        lens=machine["versions"]["vllm-lens"],
+    )
+    return (
+        f"{head}\n## Against the bars\n\n{_bars(results)}\n{_same(results)}\n## All of it\n\n{markdown(results)}".rstrip()
+        + "\n"
+    )
+
+
+def _bars(results: dict[str, Any]) -> str:
+    lines = ["| | bar | wall | worker CPU |", "|---|---:|---:|---:|"]
+    cell = results["cells"].get("decode-16", {"rounds": []})
+    for condition, bar in BARS.items():
+        wall, cpu = (ratios(cell["rounds"], condition, figure) for figure in ("seconds", "worker_cpu"))
+        if wall:
+            lines.append(
+                f"| decode-16, {condition}, {len(wall)} rounds | ≥ {bar} | {_judged(statistics.median(wall), bar)} | "
+                f"{_judged(statistics.median(cpu), bar)} |"
+            )
+    if steps := results["cells"].get("steps"):
+        for edit in ("add", "clamp8"):
+            wall, cpu = (flatness(steps["rounds"], edit, figure) for figure in ("seconds", "worker_cpu"))
+            if wall:
+                lines.append(f"| 64 distinct plans over one, {edit} | ≤ {1 + FLAT} | {_under(wall)} | {_under(cpu)} |")
+    if admission := results.get("admission"):
+        worst = max(parts["total"] for parts in admission.values())
+        met = "" if worst <= MILLISECONDS else " ✗"
+        lines.append(
+            f"| a new plan, validated and admitted, the slowest kind, median | ≤ {MILLISECONDS} ms | {worst:.2f} ms{met} | |"
+        )
+    for name, values in results.get("upload", {}).items():
+        took = statistics.median(values)
+        met = "" if took <= SECONDS else " ✗"
+        lines.append(
+            f"| uploaded bundle to first steered token, {name}, median | ≤ {SECONDS} s | {took:.2f} s{met} | |"
+        )
+    return "\n".join(lines) + "\n\n✗ marks what misses its bar.\n"
+
+
+def _judged(value: float, bar: float) -> str:
+    return f"{value:.3f}" + ("" if value >= bar else " ✗")
+
+
+def _under(values: list[float]) -> str:
+    found = statistics.median(values)
+    return spread(values) + ("" if found <= 1 + FLAT else " ✗")
+
+
+def _same(results: dict[str, Any]) -> str:
+    same = results.get("same_edit", {})
+    if not same:
+        return ""
+    edits = sorted({edit for found in same.values() for edit in found})
+    lines = [f"| | {' | '.join(edits)} |", f"|---{'|---:' * len(edits)}|"]
+    for name, found in same.items():
+        if name != "trimtab":
+            lines.append(f"| {name} | " + " | ".join(f"{found.get(edit, 0):.0%}" for edit in edits) + " |")
+    told = "Of the greedy tokens under the same strong edits, so many are Trimtab's; plain vLLM edits nothing, and must differ:"
+    return f"### The same edit?\n\n{told}\n\n" + "\n".join(lines) + "\n"
