@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tests.server.engine.kernel_cases import CASES, run
 from trimtab.attribution.edit import Rows
-from trimtab.server.engine.device_path import DevicePath, Span
+from trimtab.server.engine import kernel, kernel_torch
+from trimtab.server.engine.device_path import DevicePath
+from trimtab.server.engine.device_slots import Span
 from trimtab.server.engine.tables import SlotRows
 from trimtab.server.plan import PlanRow
 from trimtab.server.window import EVERYWHERE
@@ -30,6 +32,8 @@ def test_edited_rows_are_the_reference_and_others_are_untouched(case: Any) -> No
     assert found["untouched"]
     assert found["beyond"]
     assert found["edited"]
+    assert found["flags"]
+    assert found["opened"]
 
 
 def fixture(d_model: int, n_rows: int, *, edited: bool) -> tuple[DevicePath, Tensor, Tensor]:
@@ -42,9 +46,9 @@ def fixture(d_model: int, n_rows: int, *, edited: bool) -> tuple[DevicePath, Ten
         d_model,
         n_rows,
         n_rows,
-        cuda,
         lambda row: Rows(zero, zero, e_PD[row.row][None], zero, zero, d_PD[row.row][None]),
-        torch.bfloat16,
+        torch.zeros(n_rows, dtype=torch.int32, device=cuda),
+        dtype=torch.bfloat16,
     )
     rows = [
         tuple(PlanRow(0, EVERYWHERE, "b", "latent", (t + k) % 64, 1.0, -1.0, False, None) for k in range(N_LATENTS))
@@ -71,7 +75,7 @@ def test_a_captured_graph_edits_the_rows_of_each_replay() -> None:
     path.write([Span("one", {0: SlotRows(None, None, one)}, 5, 6)])
     graph.replay()
     assert (hidden != before).any(dim=1).nonzero().flatten().tolist() == [5]
-    assert (path.ratio_LT[0] >= 0).nonzero().flatten().tolist() == [5]
+    assert (path.buffers.ratio_LT[0] >= 0).nonzero().flatten().tolist() == [5]
 
 
 def test_what_the_kernel_costs() -> None:
@@ -84,12 +88,13 @@ def test_what_the_kernel_costs() -> None:
         for edited in (True, False):
             path, hidden, residual = fixture(d_model, n_rows, edited=edited)
             path.capturing = True
-            ways: dict[str, Callable[[int, Tensor, Tensor | None], None]] = {"triton": path._launch}
+            ways: dict[str, Callable[..., None]] = {"triton": kernel.launch}
             if edited:
-                ways["torch"] = path._torch
+                ways["torch"] = kernel_torch.launch
             for name, way in ways.items():
                 line[f"{name}_{'edited' if edited else 'unedited'}_us"] = 1000 * do_bench(
-                    lambda way=way, hidden=hidden, residual=residual: way(0, hidden, residual), return_mode="median"
+                    lambda way=way, path=path, hidden=hidden, residual=residual: way(path.buffers, 0, hidden, residual),
+                    return_mode="median",
                 )
         table.append(line)
     OUT.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.bundles import random_bundle
 from tests.parity.reference import Reference
@@ -36,13 +38,15 @@ _parser.add_argument("--cuda", action="store_true")
 _parser.add_argument("--graphs", default="NONE", help="vLLM's cudagraph_mode; with --cuda")
 _parser.add_argument("--dtype", default="float32")
 _parser.add_argument("--tensor-parallel", type=int, default=1)
+_parser.add_argument("--drafts", type=int, default=0, help="n-gram speculative decoding, so many tokens at a time")
 D_MODEL, N_LAYERS = 96, 3
 """A width that is no power of two."""
 PROMPTS = ([1, 17, 5, 9, 33, 2, 8], [3, 3, 60], [4, 40, 41, 7, 19, 20, 21, 22, 23, 24, 25])
+SPECIAL = (0, 2, 3, 20)
 
 
 def model(folder: Path) -> None:
-    """A random Llama, whose blocks matter as much as its embedding does."""
+    """A random Llama, whose blocks matter as much as its embedding does, and a tokenizer that knows `SPECIAL`."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=128,
@@ -62,6 +66,9 @@ def model(folder: Path) -> None:
             if parameter.ndim > 1:
                 parameter.normal_(std=0.4 if "embed" in name else 0.15)
     made.save_pretrained(folder)
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w0"))
+    words.add_special_tokens([f"w{i}" for i in SPECIAL])
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained(folder)
 
 
 def bundles() -> dict[str, Bundle]:
@@ -77,7 +84,7 @@ def bundles() -> dict[str, Bundle]:
 
 
 def plans(found: dict[str, Bundle]) -> list[Plan | None]:
-    """Each operation, in each scope, at one layer and at two; and none."""
+    """Each operation, in each scope, at one layer and at two; gates of both kinds, special tokens left alone; and none."""
 
     def plan(*edits: dict[str, Any]) -> Plan:
         return compile_plan(parse_steering({"edits": list(edits)}), found)
@@ -93,6 +100,11 @@ def plans(found: dict[str, Bundle]) -> list[Plan | None]:
         plan(add, clamp | {"scope": {"tokens": "completion"}}),
         plan(clamp, ablate, scale, project | {"scope": {"tokens": "prompt", "first_token": True}}),
         plan(add | {"scope": {"window": {"start": 2, "stop": 6}}}, project),
+        plan(add | {"gate": {"latent": 9, "above": 0.1}}, clamp | {"scope": {"exclude_special": True}}),
+        plan(
+            add | {"gate": {"latent": 8, "above": 0.3, "mode": "onward"}, "scope": {"exclude_special": True}},
+            scale | {"gate": {"latent": 7, "above": 0.5, "mode": "onward"}, "scope": {"tokens": "completion"}},
+        ),
     ]
 
 
@@ -106,7 +118,6 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         found = bundles()
         llm = LLM(
             model=str(folder),
-            skip_tokenizer_init=True,
             dtype=options.dtype,
             enforce_eager=options.graphs == "NONE",
             compilation_config={"cudagraph_mode": options.graphs},
@@ -117,6 +128,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             block_size=32,
             num_gpu_blocks_override=64,
             additional_config={"trimtab": {"graphs": True}},
+            speculative_config=_ngrams(options.drafts) if options.drafts else None,
+            async_scheduling=False if options.drafts else None,
         )
         for bundle in found.values():
             register_bundle(llm, bundle)
@@ -137,7 +150,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         outputs: list[Any] = llm.generate(prompts, sampling, use_tqdm=False)
         reference, by_hash = Reference(folder), {bundle.content_hash: bundle for bundle in found.values()}
         worst = {True: 0.0, False: 0.0}
-        norms, same, changed = 0.0, True, 0
+        norms, same, changed, firings, special = 0.0, True, 0, 0, 0
         for (prompt, plan), output in zip(asked, outputs, strict=True):
             sample = output.outputs[0]
             tokens = list(sample.token_ids)
@@ -150,8 +163,13 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 continue
             proof = output.kv_transfer_params[KEY]
             verify(plan, proof, len(prompt), [options.tokens])
-            for layer, norm in expected.relative_norm.items():
-                norms = max(norms, abs(proof["hook_points"][f"blocks.{layer}.resid_post"]["max_relative_norm"] - norm))
+            for layer, edited in expected.layers.items():
+                point = proof["hook_points"][f"blocks.{layer}.resid_post"]
+                norms = max(norms, abs(point["max_relative_norm"] - edited.max_relative_norm))
+                told = (point["gate_firings"], point["special_tokens"])
+                if told != (edited.gate_firings, edited.special_tokens):
+                    raise SystemExit(f"layer {layer} of {prompt}: {told} gate firings and special tokens, not {edited}")
+                firings, special = firings + told[0], special + told[1]
             plain = reference(None, {}, prompt, tokens).logprobs
             changed += max(abs(a - b) for a, b in zip(got, plain, strict=True)) > 0.01
         return {
@@ -163,7 +181,13 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             "worst_unsteered": worst[False],
             "norms": norms,
             "changed": changed,
+            "gate_firings": firings,
+            "special_tokens": special,
         }
+
+
+def _ngrams(n: int) -> dict[str, Any]:
+    return {"method": "ngram", "num_speculative_tokens": n, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 
 
 def prepare(options: argparse.Namespace) -> None:

@@ -46,11 +46,11 @@ class Reference:
             folder or model_path(), dtype=torch.float32, attn_implementation="eager"
         )
         self.model.eval()
-        if folder is not None:  # without a tokenizer no token is special
-            self.special: set[int] = set()
+        self.special: set[int] = set()
+        if folder is not None and not (folder / "tokenizer.json").exists():  # without a tokenizer no token is special
             return
-        tokenizer = AutoTokenizer.from_pretrained(model_path())
-        self.special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        tokenizer = AutoTokenizer.from_pretrained(folder or model_path())
+        self.special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special |= set(tokenizer.all_special_ids)
 
     def __call__(

@@ -93,8 +93,7 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, rows: Iterable[PlanRow]) -> "Plan":
         """The canonical plan of these rows: alike ones are summed, and those that do nothing are dropped."""
-        kept = _canonical(rows)
-        return cls(kept, _digest(kept))
+        return cls(*_canonical(rows))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -110,9 +109,9 @@ class Plan(NamedTuple):
         for lo, hi in zip(cuts, ends, strict=False):  # without rows there are no cuts, and an end too many
             here = (row for row, (a, b) in zip(self.rows, bounds, strict=True) if a <= lo and (b is None or lo < b))
             # The window is not part of what the rows do here: blanked, so that prompt, completion and all share slots and blocks.
-            rows = _canonical(row if row.is_onward else row._replace(window=EVERYWHERE) for row in here)
+            rows, key = _canonical(row if row.is_onward else row._replace(window=EVERYWHERE) for row in here)
             if rows:
-                segments.append(Segment(lo, hi, rows, _digest(rows)))
+                segments.append(Segment(lo, hi, rows, key))
         return tuple(segments)
 
     def wire(self) -> str:
@@ -156,7 +155,8 @@ def block_key(segments: tuple[Segment, ...], start: int, end: int) -> tuple[tupl
     return tuple(key)
 
 
-def _canonical(rows: Iterable[PlanRow]) -> tuple[PlanRow, ...]:
+def _canonical(rows: Iterable[PlanRow]) -> tuple[tuple[PlanRow, ...], str]:
+    """The rows in canonical order, alike ones summed and those that do nothing dropped; and their digest."""
     alike: dict[PlanRow, list[PlanRow]] = {}
     for row in rows:
         alike.setdefault(row._replace(alpha=0.0, beta=0.0), []).append(row)
@@ -165,15 +165,14 @@ def _canonical(rows: Iterable[PlanRow]) -> tuple[PlanRow, ...]:
         place._replace(alpha=math.fsum(r.alpha for r in same) + 0.0, beta=math.fsum(r.beta for r in same) + 0.0)
         for place, same in alike.items()
     )
-    return tuple(sorted((row for row in summed if row.alpha or row.beta), key=_text))
+    texts = {row: _text(row) for row in summed if row.alpha or row.beta}
+    kept = tuple(sorted(texts, key=texts.__getitem__))
+    text = f"[{','.join(texts[row] for row in kept)}]"  # what `_text` makes of all of them
+    return kept, "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _digest(rows: tuple[PlanRow, ...]) -> str:
-    return "sha256:" + hashlib.sha256(_text(rows).encode()).hexdigest()[:32]
+_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+"""A row as canonical JSON."""
 
 
 def _read(values: Any) -> PlanRow:

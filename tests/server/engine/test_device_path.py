@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.bundles import random_bundle
 from trimtab.attribution.edit import Rows, delta
-from trimtab.server.engine import device_path
-from trimtab.server.engine.device_path import MAX_ROWS, DevicePath, Span
+from trimtab.server.engine import buffers, kernel_torch
+from trimtab.server.engine.buffers import MAX_ROWS
+from trimtab.server.engine.device_path import DevicePath
+from trimtab.server.engine.device_slots import Span
 from trimtab.server.engine.tables import SlotRows, Tables
 from trimtab.server.engine.work import Piece
 from trimtab.server.plan import Plan, compile_plan
@@ -43,7 +46,7 @@ def tables() -> Tables:
 
 
 def fresh(layers: Sequence[int] = (0, 1, 2), n_slots: int = 8) -> DevicePath:
-    return DevicePath(layers, D, n_slots, N_ROWS, CPU, TABLES.row)
+    return DevicePath(layers, D, n_slots, N_ROWS, TABLES.row, torch.zeros(N_ROWS, dtype=torch.int32))
 
 
 def spans(found: Tables) -> list[Span]:
@@ -80,9 +83,9 @@ def test_a_layer_that_was_not_run_shows_in_its_ratios() -> None:
     path.write(found)
     path.apply(1, torch.randn(12, D), None)
     pieces = [Piece(SlotRows(None, None), span.start, span.stop) for span in found]
-    ratios = path.ratios({1: pieces, 2: pieces})()
-    assert (ratios[1] >= 0).all()
-    assert (ratios[2] == -1).all()
+    ratios = path.found({1: pieces, 2: pieces}, flags=False)().ratios
+    assert (np.asarray(ratios[1]) >= 0).all()
+    assert (np.asarray(ratios[2]) == -1).all()
 
 
 def test_an_idle_step_after_a_steered_one_edits_nothing() -> None:
@@ -98,7 +101,7 @@ def test_an_idle_step_after_a_steered_one_edits_nothing() -> None:
 def test_a_step_without_edits_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     path = fresh()
     launched: list[int] = []
-    monkeypatch.setattr(path, "_launch", lambda i, hidden, residual: launched.append(i))
+    monkeypatch.setattr(kernel_torch, "launch", lambda buffers, i, hidden, residual: launched.append(i))
     hidden = torch.randn(12, D)
     path.write(())
     path.apply(1, hidden, None)
@@ -112,7 +115,7 @@ def test_a_step_without_edits_launches_nothing(monkeypatch: pytest.MonkeyPatch) 
 def test_a_capture_launches_at_every_layer_or_at_none(monkeypatch: pytest.MonkeyPatch) -> None:
     path = fresh()
     launched: list[int] = []
-    monkeypatch.setattr(path, "_launch", lambda i, hidden, residual: launched.append(i))
+    monkeypatch.setattr(kernel_torch, "launch", lambda buffers, i, hidden, residual: launched.append(i))
     hidden = torch.randn(12, D)
     path.capturing = True
     for layer in (0, 1, 2):
@@ -135,22 +138,24 @@ def test_a_stream_of_another_shape_is_an_error(shape: tuple[int, int]) -> None:
 def test_a_slot_that_does_not_fit_is_told() -> None:
     row = PLANS[0].rows[0]
     many = {1: SlotRows(None, None, tuple(row._replace(alpha=float(i + 1)) for i in range(MAX_ROWS + 1)))}
-    assert "at most 64 fit" in (fresh().misfit("s", many) or "")
-    path = fresh(n_slots=2)
+    assert "at most 64 fit" in (fresh().slots.misfit(Span("s", many, 0, 1)) or "")
+    slots = fresh(n_slots=2).slots
     one = {1: SlotRows(None, None, (row,))}
-    assert [path.misfit(key, one) is None for key in ("a", "b", "a", "c")] == [True, True, True, False]
+    fits = [slots.misfit(Span(key, one, 0, 1)) is None for key in ("a", "b", "a", "c")]
+    assert fits == [True, True, True, False]
 
 
 def test_a_full_pool_is_begun_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of the formula come and go with requests; the pool holds those of one step at least."""
-    monkeypatch.setattr(device_path, "POOL", 4)
+    monkeypatch.setattr(buffers, "POOL", 4)
     path = fresh()
     for latent in (7, 8, 9, 7):
         for layer, name in ((1, "calm"), (2, "kind")):
             segment = plan(edit("add", name, latent, amount=1.0)).segments(5)[0]
             slot = TABLES.slot(segment)
-            assert path.misfit(segment.key, slot) is None
-            path.write([Span(segment.key, slot, 0, 2)])
+            span = Span(segment.key, slot, 0, 2)
+            assert path.slots.misfit(span) is None
+            path.write([span])
             hidden = torch.zeros(2, D)
             path.apply(layer, hidden, None)
             row = BUNDLES[name].decoder[BUNDLES[name].row_of[latent]]

@@ -1,5 +1,6 @@
 """A worker's state: rows by absolute position, each counted once, and no failure that is not told."""
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tests.bundles import random_bundle
 from tests.language import edited
 from tests.parity.strategies import steerings
-from trimtab.server.engine import proof
+from trimtab.server.engine import kernel_torch, proof
 from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.tables import Tables
@@ -43,14 +44,18 @@ def state(request: pytest.FixtureRequest) -> EditState:
     return fresh(graphs=request.param == "device")
 
 
-def fresh(n_slots: int = 8, *, graphs: bool = False) -> EditState:
-    """With `graphs`, the state that a CUDA graph needs, its buffers on the host."""
-    cpu = torch.device("cpu")
-    tables = Tables(cpu, n_slots, fold=not graphs)
+def fresh(n_slots: int = 8, *, graphs: bool = False, special: Collection[int] = ()) -> EditState:
+    """With `graphs`, the state that a CUDA graph needs, its buffers on the host; `special` tokens are among nine."""
+    tables = Tables(torch.device("cpu"), n_slots, fold=not graphs)
     tables.load(CALM)
     tables.load(KIND)
     tables.load(BESIDE)
-    return EditState(LAYERS, tables, DevicePath(LAYERS, D, n_slots, 64, cpu, tables.row) if graphs else None)
+    tokens_T, special_V = torch.zeros(96, dtype=torch.int32), torch.zeros(9, dtype=torch.bool)
+    special_V[list(special)] = True
+    path = DevicePath(LAYERS, D, n_slots, 96, tables.row, tokens_T, special_V) if graphs else None
+    made = EditState(LAYERS, tables, path)
+    made.token_ids, made.special_V = tokens_T, special_V if special else None
+    return made
 
 
 def step(
@@ -90,27 +95,6 @@ def test_each_edit_has_its_own_scope_and_layer(state: EditState) -> None:
     state.arrive("r", BOTH.wire(), 6)
     edited, _ = step(state, ("r", 0, 6))
     assert edited == {0: set(), 1: {1, 2, 3, 4}, 2: {5}}
-
-
-def test_the_edits_of_another_pipeline_stage_are_left_to_it() -> None:
-    stage, whole = EditState([1], fresh().tables, elsewhere=[2]), fresh()
-    found = []
-    for state in (stage, whole):
-        state.arrive("r", BOTH.wire(), 6)
-        state.prepare(["r"], [0], [6])
-        for layer in state.layers:
-            state.run(layer, torch.ones(6, D), None)
-        found.append(proof.settled(state.collect()()["r"], END))
-    mine, all_of_it = found
-    point = "blocks.1.resid_post"
-    assert mine == all_of_it | {"hook_points": {point: all_of_it["hook_points"][point]}}
-
-
-def test_the_edit_of_a_layer_that_no_stage_steers_fails_the_request() -> None:
-    stage = EditState([1], fresh().tables, elsewhere=[0])
-    stage.arrive("r", BOTH.wire(), 6)
-    stage.prepare(["r"], [0], [6])
-    assert "layer 2 is not hooked" in (stage.collect()()["r"].failure or "")
 
 
 def test_rows_of_other_requests_are_left_alone(state: EditState) -> None:
@@ -204,6 +188,7 @@ def test_cached_positions_are_counted_apart(n_prompt: int, data: st.DataObject) 
 SPECIAL = {3, 4}
 
 
+@pytest.mark.parametrize("graphs", [False, True], ids=("host", "device"))
 @settings(deadline=None, max_examples=60)
 @given(
     steerings({"calm": CALM, "kind": KIND, "beside": BESIDE}, conditional=True),
@@ -213,7 +198,7 @@ SPECIAL = {3, 4}
     st.randoms(use_true_random=False),
 )
 def test_any_plan_in_any_chunks_with_any_preemption_is_spelt_out(
-    steering: dict[str, Any], n_prompt: int, n_completion: int, chunks: list[int], random: Any
+    graphs: bool, steering: dict[str, Any], n_prompt: int, n_completion: int, chunks: list[int], random: Any
 ) -> None:
     """Another request of the same plan runs beside it."""
     wanted = compile_plan(parse_steering(steering), {"calm": CALM, "kind": KIND, "beside": BESIDE})
@@ -226,9 +211,7 @@ def test_any_plan_in_any_chunks_with_any_preemption_is_spelt_out(
         for layer in wanted.layers
     }
     assume(all(found.margin > 1e-3 for found in expected.values()))
-    state = fresh()
-    state.special_V = torch.zeros(9, dtype=torch.bool)
-    state.special_V[list(SPECIAL)] = True
+    state = fresh(64, graphs=graphs, special=SPECIAL)
     state.arrive("r", wanted.wire(), n_prompt)
     state.arrive("beside", wanted.wire(), 2)
     result = {layer: torch.full((end, D), torch.nan) for layer in LAYERS}
@@ -240,8 +223,8 @@ def test_any_plan_in_any_chunks_with_any_preemption_is_spelt_out(
         n = min(chunk, end - position)
         if n <= 0:
             continue
-        ids = torch.cat([torch.tensor([1]), tokens[position : position + n]])
-        state.token_ids = lambda ids=ids: ids
+        assert state.token_ids is not None
+        state.token_ids[: n + 1] = torch.cat([torch.tensor([1]), tokens[position : position + n]])
         state.prepare(["beside", "r"], [steps, position], [1, n])
         for layer in LAYERS:
             hidden = torch.cat([torch.randn(1, D, generator=g), h_TD[position : position + n]])
@@ -268,8 +251,8 @@ def gated(mode: str = "token", above: float = 0.5, **more: Any) -> dict[str, Any
     return edit(**more) | {"gate": {"latent": 8, "above": above, "mode": mode}}
 
 
-def test_a_gate_that_never_opens_is_applied_and_says_so() -> None:
-    state, wanted = fresh(), plan(gated(above=1e6))
+def test_a_gate_that_never_opens_is_applied_and_says_so(state: EditState) -> None:
+    wanted = plan(gated(above=1e6))
     state.arrive("r", wanted.wire(), 4)
     rows, proofs = step(state, ("r", 0, 5))
     assert rows[1] == set()
@@ -278,15 +261,13 @@ def test_a_gate_that_never_opens_is_applied_and_says_so() -> None:
     assert (point["completion_tokens"], point["gate_firings"], point["max_relative_norm"]) == (2, 0, 0.0)
 
 
-def test_a_gate_that_stays_open_and_was_not_read_on_cached_positions_is_a_failure() -> None:
-    state = fresh()
+def test_a_gate_that_stays_open_and_was_not_read_on_cached_positions_is_a_failure(state: EditState) -> None:
     state.arrive("r", plan(gated("onward")).wire(), 9)
     _, proofs = step(state, ("r", 4, 5))
     assert "prefix cache" in proofs["r"]["failure"]
 
 
-def test_a_preempted_request_that_finds_its_own_blocks_remembers_where_its_gate_opened() -> None:
-    state = fresh()
+def test_a_preempted_request_that_finds_its_own_blocks_remembers_where_its_gate_opened(state: EditState) -> None:
     direction = torch.from_numpy(CALM.encoder[1])
     state.arrive("r", plan(gated("onward")).wire(), 9)
     fires, quiet = direction * 5, -direction * 5
@@ -302,8 +283,28 @@ def test_a_preempted_request_that_finds_its_own_blocks_remembers_where_its_gate_
     assert reports["r"].failure is None
 
 
-def test_drafts_that_open_a_gate_and_are_rejected_never_did() -> None:
-    state = fresh()
+def test_a_replayed_graph_that_did_not_read_the_gates_of_several_tokens_is_a_failure() -> None:
+    state = fresh(graphs=True)
+    assert state.path is not None
+    state.arrive("r", plan(gated("onward")).wire(), 9)
+    state.prepare(["r"], [0], [5])
+    kernel_torch.launch(
+        state.path.buffers, 1, torch.ones(5, D), None
+    )  # what a graph would do: the operator is not called
+    assert "was not called" in (state.collect()()["r"].failure or "")
+
+
+def test_more_gates_that_stay_open_than_fit_are_a_failure_of_the_request_alone() -> None:
+    state = fresh(graphs=True)
+    state._onward._free = state._onward._free[-1:]
+    state.arrive("r", plan(gated("onward")).wire(), 9)
+    state.arrive("late", plan(gated("onward")).wire(), 9)
+    _, proofs = step(state, ("r", 0, 5), ("late", 0, 5))
+    assert proofs["r"]["failure"] is None
+    assert "gates that stay open" in proofs["late"]["failure"]
+
+
+def test_drafts_that_open_a_gate_and_are_rejected_never_did(state: EditState) -> None:
     direction = torch.from_numpy(CALM.encoder[1])
     state.arrive("r", plan(gated("onward", scope="completion")).wire(), 2)
     for start, stream, n_drafts in ((0, [-1, -1], 0), (2, [-1, 1, -1], 2), (3, [-1, -1], 0)):
@@ -315,8 +316,7 @@ def test_drafts_that_open_a_gate_and_are_rejected_never_did() -> None:
     assert (point["completion_tokens"], point["gate_firings"]) == (4, 0)
 
 
-def test_special_tokens_without_a_tokenizer_are_a_failure() -> None:
-    state = fresh()
+def test_special_tokens_without_a_tokenizer_are_a_failure(state: EditState) -> None:
     wanted = plan(edit() | {"scope": {"exclude_special": True}})
     state.arrive("r", wanted.wire(), 4)
     _, proofs = step(state, ("r", 0, 4))

@@ -64,7 +64,7 @@ def config(lora: Any) -> Any:
 def state() -> EditState:
     tables = Tables(CPU, 8, fold=False)
     tables.load(BUNDLE)
-    return EditState([0, 1], tables, DevicePath([0, 1], D, 8, 64, CPU, tables.row))
+    return EditState([0, 1], tables, DevicePath([0, 1], D, 8, 64, tables.row, torch.zeros(64, dtype=torch.int32)))
 
 
 def steps(found: EditState) -> Iterator[bool]:
@@ -168,6 +168,34 @@ def test_v2_picks_a_captured_graph_of_the_steps_variant(mode: str, lora: Any, mo
                     assert desc.cg_mode == CUDAGraphMode.NONE or desc in captured
     assert picked[False] == 2 * picked[True]
     assert any(cg_mode != CUDAGraphMode.NONE for cg_mode, *_ in picked[True])
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_a_gate_that_stays_open_runs_without_a_graph_where_its_request_runs_several_tokens(
+    runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph holds no launch that reads all of them before any is edited. One token at a time runs in a graph."""
+    from vllm.config import CUDAGraphMode
+
+    found = state()
+    assert found.path is not None
+    manager = v2("FULL", None, found.path, monkeypatch)[0] if runner == "v2" else v1("FULL", None, found.path)
+    edit = {"bundle": "calm", "latent": 7, "operation": "add", "amount": 1.0}
+    gate = {"latent": 8, "above": 0.5, "mode": "onward"}
+    onward = compile_plan(parse_steering({"edits": [edit | {"gate": gate}]}), {"calm": BUNDLE})
+    found.arrive("r", onward.wire(), 3)
+    for first, n, graph in ((0, 3, False), (3, 1, True), (4, 2, False), (6, 1, True)):
+        found.prepare(["r"], [first], [n])
+        if runner == "v2":
+            desc = manager.dispatch(num_reqs=1, num_tokens=n, uniform_token_count=n, num_active_loras=0)
+            assert (desc.cg_mode != CUDAGraphMode.NONE) == graph
+            assert graph or (desc.num_tokens, desc.num_reqs, desc.num_active_loras) == (n, 1, 0)
+        else:
+            mode, batch = manager.dispatch(num_tokens=n, uniform_decode=n == 1)
+            assert (mode != CUDAGraphMode.NONE) == graph
+            assert graph or batch.num_tokens == n
+    found.idle()
+    assert not found.path.graphless
 
 
 def test_v2_captures_each_variant_with_the_operator_set_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

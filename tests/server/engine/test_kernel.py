@@ -43,6 +43,12 @@ def test_each_row_tells_its_relative_norm(findings: dict[str, Any], case: Any) -
     assert findings[case.name]["ratio_of_torch"] <= 1e-5
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gates_and_special_tokens_are_flagged_and_remembered(findings: dict[str, Any], case: Any) -> None:
+    found = findings[case.name]
+    assert (found["flags"], found["flags_of_torch"], found["opened"]) == (True, True, True)
+
+
 def test_a_norm_of_nan_stays_nan(findings: dict[str, Any]) -> None:
     assert findings["nan"] == "nan"
 
@@ -60,4 +66,4 @@ def test_it_compiles_for_a_gpu_without_spilling(capability: int) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert all("STACK:0" in line and "LOCAL:0" in line for line in done.stdout.splitlines())
-    assert len(done.stdout.splitlines()) == 2
+    assert len(done.stdout.splitlines()) == 4

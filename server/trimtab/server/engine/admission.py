@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any, get_args
 
 from trimtab.server.engine import bundles
-from trimtab.server.engine.device_path import MAX_ROWS
+from trimtab.server.engine.buffers import MAX_ROWS
 from trimtab.server.engine.proof import KEY
 from trimtab.server.engine.wire import decode
 from trimtab.server.errors import InvalidSteering
@@ -23,10 +23,9 @@ def obstacle(config: Any) -> str | None:
     parallel = config.parallel_config
     if config.model_config.runner_type != "generate":
         return f"the model is served as {config.model_config.runner_type!r}; only text generation can be steered"
-    if parallel.world_size > 1 and not _asks_every_rank(parallel.distributed_executor_backend):
+    if parallel.pipeline_parallel_size > 1:
         return (
-            f"the executor {parallel.distributed_executor_backend!r} brings the output of one rank only, so the others prove "
-            "nothing; start with --distributed-executor-backend mp, or with ray and VLLM_USE_RAY_V2_EXECUTOR_BACKEND unset"
+            "pipeline parallelism is on, and proofs of its stages are not collected; use --tensor-parallel-size instead"
         )
     if parallel.enable_dbo:
         return "dual-batch overlap splits the rows of a step; start without --enable-dbo"
@@ -42,13 +41,6 @@ def obstacle(config: Any) -> str | None:
     if config.kv_transfer_config is not None:
         return "an external KV store does not see the edit in its keys; start without --kv-transfer-config"
     return None
-
-
-def _asks_every_rank(backend: Any) -> bool:
-    """Whether it is an executor of the kind that `ranks` patches."""
-    import vllm.envs
-
-    return backend == "mp" or (backend == "ray" and bool(vllm.envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND))
 
 
 def refusal(wire: Any, config: Any) -> str | None:
@@ -88,8 +80,6 @@ def _misfit(plan: Plan, config: Any) -> str | None:
             return f"the plan reads an activation of a dense vector of bundle {bundle.name!r}, which has none"
         if not all(map(math.isfinite, (row.alpha, row.beta))):
             return f"the plan has an impossible row {row}; make it with compile_plan"
-        if row.is_conditional and uses_graphs(config):
-            return "gates and `exclude_special` do not run in CUDA graphs yet; leave them out, or start with --enforce-eager"
         if row.exclude_special and config.model_config.skip_tokenizer_init:
             return "this engine has no tokenizer to know special tokens by; start without --skip-tokenizer-init"
         if row.gate is not None and (reason := _gate_misfit(row, known)):

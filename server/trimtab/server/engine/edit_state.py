@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.server.engine.conditional import Tokens
-from trimtab.server.engine.device_path import DevicePath, Span, to_host
+from trimtab.server.engine.device_path import DevicePath, Found, to_host
+from trimtab.server.engine.device_slots import Span
 from trimtab.server.engine.onward import Onward, Watch
 from trimtab.server.engine.proof import COUNTS, GATE, SPECIAL, Report
 from trimtab.server.engine.tables import SlotRows, Tables
 from trimtab.server.engine.wire import decode, segments, stop
-from trimtab.server.engine.work import LayerWork, Norms, Piece
+from trimtab.server.engine.work import LayerWork, Norms, Piece, Where
 from trimtab.server.errors import InvalidSteering
 from trimtab.server.plan import Segment
 
@@ -43,7 +44,7 @@ class Request:
     n_prompt: int
     segments: tuple[Segment, ...]
     layers: tuple[int, ...]
-    """Of the plan, those that this worker owns, ascending."""
+    """Of the plan, ascending."""
     entries: dict[Watch, int] = field(default_factory=dict)
     """In `Onward`."""
     high_water: int = 0
@@ -155,8 +156,13 @@ class _Layout(NamedTuple):
             _Group(tuple(layers), found, np.cumsum([spans[i].stop - spans[i].start for i in found]))
             for found, layers in alike.items()
         )
-        works = {} if device is None else {layer: LayerWork(found, device) for layer, found in pieces.items()}
-        return _Layout(spans, key, pieces, works, groups, any(work.is_conditional for work in works.values()))
+        works: dict[int, LayerWork] = {}
+        if device is not None:
+            for group in groups:
+                where = Where.of(pieces[group.layers[0]], device)
+                works |= {layer: LayerWork(pieces[layer], device, where) for layer in group.layers}
+        is_conditional = any(rows.is_conditional for span in spans for rows in span.slot.values())
+        return _Layout(spans, key, pieces, works, groups, is_conditional)
 
 
 def _entries(rows: SlotRows, request: Request) -> tuple[int, ...]:
@@ -171,17 +177,11 @@ class EditState:
     With a `DevicePath` the operator decides nothing on the host, as a CUDA graph needs; without one it runs the `LayerWork`.
     """
 
-    def __init__(
-        self, layers: Sequence[int], tables: Tables, path: DevicePath | None = None, elsewhere: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, layers: Sequence[int], tables: Tables, path: DevicePath | None = None) -> None:
         self.tables = tables
         self.path = path
-        self.elsewhere = frozenset(elsewhere)
-        """Steerable layers of other pipeline stages, whose edits those make."""
-        self.speaks = True
-        """Whether the scheduler reads the output of this rank."""
-        self.token_ids: Callable[[], Tensor] | None = None
-        """The buffer that the model reads its tokens from in this step; the runner's adapter sets it."""
+        self.token_ids: Tensor | None = None
+        """The buffer that the model reads its tokens from; the runner's adapter sets it."""
         self.special_V: Tensor | None = None
         """Whether each token of the vocabulary is special; None when the engine has no tokenizer."""
         self.layers = {layer: _Layer() for layer in layers}
@@ -192,7 +192,7 @@ class EditState:
         self._active = False
         self.layout = _Layout()
         """Of the last step that edited something."""
-        self._onward = Onward(tables.device)
+        self._onward = Onward(tables.device) if path is None else path.onward
         self._position_T: Tensor | None = None
         self._tokens: Tokens | None = None
         """Of this step's rows, from the first layer with conditional rows on."""
@@ -217,15 +217,16 @@ class EditState:
         except (InvalidSteering, TypeError) as e:
             self._requests[request_id] = Request("", n_prompt, (), (), failure=f"the worker cannot read the plan ({e})")
             return
-        layers = tuple(layer for layer in plan.layers if layer in self.layers)
-        request = Request(plan.hash, n_prompt, segments(wire, n_prompt, only=layers), layers)
-        unhooked = [layer for layer in plan.layers if layer not in self.layers and layer not in self.elsewhere]
+        request = Request(plan.hash, n_prompt, segments(wire, n_prompt), plan.layers)
+        unhooked = [layer for layer in plan.layers if layer not in self.layers]
         if unhooked:
             request.failure = f"layer {unhooked[0]} is not hooked in this worker; it hooks {sorted(self.layers)}"
-        rows = [row for row in plan.rows if row.layer in layers]
-        if self.special_V is None and any(row.exclude_special for row in rows):
+        if self.special_V is None and any(row.exclude_special for row in plan.rows):
             request.failure = "this worker has no tokenizer to know special tokens by"
-        request.entries = self._onward.take({watch for row in rows if (watch := Watch.of(row))})
+        try:
+            request.entries = self._onward.take({watch for row in plan.rows if (watch := Watch.of(row))})
+        except LookupError as e:
+            request.failure = str(e)
         self._requests[request_id] = request
 
     def finish(self, request_ids: Iterable[str]) -> None:
@@ -246,7 +247,7 @@ class EditState:
             return False
         self.tables.unload(content_hash)
         if self.path is not None:
-            self.path.forget()
+            self.path.slots.forget()
         return True
 
     def idle(self) -> None:
@@ -301,8 +302,6 @@ class EditState:
                 self._step.append((request_id, request))
                 spans += self._spans(request, first, first + n, row - first, drafts.get(request_id, 0))
             row += n
-        if self.path is not None:
-            self.path.write([span for span, _ in spans])
         key = tuple((id(span.slot), span.start, span.stop, *count.request.entries.values()) for span, count in spans)
         if key != self.layout.key:
             device = self.tables.device if self.path is None else None
@@ -313,21 +312,30 @@ class EditState:
         self._active = bool(spans)
         for layer, work in self.layout.works.items():
             self.layers[layer].work = work
+        positions = np.zeros(0, np.int64)
+        watching: set[int] = set()
         if self.layout.is_conditional:
-            self._watch(request_ids, starts, lengths)
+            runs = [np.arange(first, first + n) for first, n in zip(starts, lengths, strict=True)]
+            positions, watching = np.concatenate(runs), self._watch(starts, lengths, request_ids)
+        if self.path is not None:
+            self.path.write(self.layout.spans, positions, watching)
+        elif self.layout.is_conditional:
+            self._position_T = torch.from_numpy(positions).to(self.tables.device)
 
-    def _watch(self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> None:
-        """Before a forward with conditional rows: where each row is, and which gates have opened before the step."""
-        positions = [np.arange(first, first + n) for first, n in zip(starts, lengths, strict=True)]
-        self._position_T = torch.from_numpy(np.concatenate(positions)).to(self.tables.device)
+    def _watch(self, starts: Sequence[int], lengths: Sequence[int], request_ids: Sequence[str]) -> set[int]:
+        """Before a forward with conditional rows: gates that opened in what is computed again have not opened; the layers of
+        those whose request runs several tokens."""
         entries: list[int] = []
         since: list[int] = []
-        for request_id, first in zip(request_ids, starts, strict=True):
+        layers: set[int] = set()
+        for request_id, first, n in zip(request_ids, starts, lengths, strict=True):
             if (request := self._requests.get(request_id)) is not None and request.entries:
                 entries += request.entries.values()
                 since += [first] * len(request.entries)
+                layers |= {watch.layer for watch in request.entries} if n > 1 else set()
         if entries:
             self._onward.forget(entries, since)
+        return layers
 
     def _spans(self, request: Request, start: int, end: int, offset: int, n_drafts: int) -> list[tuple[Span, _Count]]:
         """What to edit in positions [start, end), which are rows [start + offset, end + offset); the last ones are drafts."""
@@ -353,7 +361,9 @@ class EditState:
             except KeyError as e:
                 request.failure = f"bundle {e.args[0]} is not loaded in this worker"
                 return []
-            request.failure = self.path.misfit(segment.key, slot) if self.path is not None else None
+            entries = request.entries if request.entries and segment.is_onward else {}
+            span = Span(segment.key, slot, lo + offset, hi + offset, entries)
+            request.failure = self.path.slots.misfit(span) if self.path is not None else None
             if request.failure is not None:
                 return []
             new = max(lo, known)
@@ -361,7 +371,7 @@ class EditState:
             guessed = range(max(new, sure), hi)
             again = max(0, min(new, hi) - lo)
             count = _Count(request, again, prompt, max(0, hi - new) - len(guessed) - prompt, guessed)
-            found.append((Span(segment.key, slot, lo + offset, hi + offset), count))
+            found.append((span, count))
         return found
 
     def run(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
@@ -391,7 +401,7 @@ class EditState:
                 raise RuntimeError("the step has conditional rows and was not prepared for them")
             special_T = torch.zeros(len(position_T), dtype=torch.bool, device=position_T.device)
             if self.special_V is not None and self.token_ids is not None:
-                ids_T = self.token_ids()[: len(position_T)].long()
+                ids_T = self.token_ids[: len(position_T)].long()
                 special_T = self.special_V[ids_T.clamp(0, len(self.special_V) - 1)]
             self._tokens = Tokens(special_T, position_T)
         return self._tokens
@@ -402,21 +412,17 @@ class EditState:
             return dict
         step, counts = self._step, self._counts
         layout = self.layout if self._active else _Layout()
-        ratios: Callable[[], Mapping[int, NDArray[np.float32] | None]]
-        flags: dict[int, Callable[[], Tensor]] = {}
         if self.path is not None:
-            ratios = self.path.ratios(layout.pieces)
+            wait = self.path.found(layout.pieces, flags=layout.is_conditional)
         else:
-            norms = {layer: self.layers[layer].norms for layer in layout.pieces}
-            ratios = _ratios(norms)
-            flags = {layer: to_host(n.flags_N) for layer, n in norms.items() if n is not None and n.flags_N is not None}
+            wait = _found({layer: self.layers[layer].norms for layer in layout.pieces})
         self._reset()
 
         def reports() -> dict[str, Report]:
-            found, flagged = ratios(), {layer: wait().numpy() for layer, wait in flags.items()}
+            found = wait()
             for group in layout.groups:
                 members = [counts[i] for i in group.members]
-                _tally(group, members, [found[layer] for layer in group.layers], flagged)
+                _tally(group, members, found)
             return {request_id: request.report() for request_id, request in step}
 
         return reports
@@ -425,11 +431,10 @@ class EditState:
 def _tally(
     group: _Group,
     counts: Sequence[_Count],
-    ratios: Sequence[NDArray[np.float32] | None],
-    flagged: Mapping[int, NDArray[np.uint8]],
+    found: Found,
 ) -> None:
-    """Count what a step did at the layers of a group; `ratios` are ‖Δ‖/‖h‖ of its edited rows, None where it did not run,
-    `flagged` the flags of the layers that have conditional rows."""
+    """Count what a step did at the layers of a group."""
+    ratios = [found.ratios[layer] for layer in group.layers]
     ran = [ratio_N for ratio_N in ratios if ratio_N is not None and not (ratio_N < 0).any()]
     if len(ran) < len(ratios):
         silent = next(layer for layer, r in zip(group.layers, ratios, strict=True) if r is None or (r < 0).any())
@@ -437,9 +442,9 @@ def _tally(
         return
     ratio_LN = np.stack(ran)
     flags_LN = None
-    if any(layer in flagged for layer in group.layers):
+    if any(layer in found.flags for layer in group.layers):
         none_N = np.zeros(ratio_LN.shape[1], np.uint8)
-        flags_LN = np.stack([flagged.get(layer, none_N) for layer in group.layers])
+        flags_LN = np.stack([found.flags.get(layer, none_N) for layer in group.layers])
     ends = group.ends.tolist()
     starts = np.concatenate([[0], group.ends[:-1]])
     for count, start, end in zip(counts, starts.tolist(), ends, strict=True):
@@ -480,16 +485,18 @@ def _fail(counts: Iterable[_Count], why: str) -> None:
         count.request.failure = count.request.failure or why
 
 
-def _ratios(norms: dict[int, Norms | None]) -> Callable[[], dict[int, NDArray[np.float32] | None]]:
-    """Start copying ‖Δ‖/‖h‖ of the edited rows to the host; the result, by layer, waits for it."""
+def _found(norms: dict[int, Norms | None]) -> Callable[[], Found]:
+    """Start copying what the step's work found to the host; the result waits for it."""
     ran = {layer: found for layer, found in norms.items() if found is not None}
     if not ran:
-        return lambda: dict.fromkeys(norms)
+        return lambda: Found(dict.fromkeys(norms), {})
     delta_M, stream_M = (torch.cat(parts) for parts in zip(*(found[:2] for found in ran.values()), strict=True))
     copy = to_host(delta_M / stream_M.clamp_min(torch.finfo(torch.float32).tiny))
+    flags = {layer: to_host(found.flags_N) for layer, found in ran.items() if found.flags_N is not None}
     ends = np.cumsum([len(found.stream_N) for found in ran.values()])[:-1]
 
-    def by_layer() -> dict[int, NDArray[np.float32] | None]:
-        return {**dict.fromkeys(norms), **dict(zip(ran, np.split(copy().numpy(), ends), strict=True))}
+    def by_layer() -> Found:
+        ratios = {**dict.fromkeys(norms), **dict(zip(ran, np.split(copy().numpy(), ends), strict=True))}
+        return Found(ratios, {layer: wait().numpy() for layer, wait in flags.items()})
 
     return by_layer

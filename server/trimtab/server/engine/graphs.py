@@ -6,6 +6,8 @@ The variant is part of the key that vLLM captures and replays a graph by, as the
     V1   `BatchDescriptor`              the steered twin is of a subclass: the same fields, another key
     V2   `BatchExecutionDescriptor`     the steered twin counts `num_active_loras` from above the largest real count
 
+A step that must run without one (`DevicePath.graphless`) is dispatched to none.
+
 Both dispatch after the rows of the step are known (`DevicePath.armed`), and both capture each key of either kind. A graph of the
 wrong variant would edit nothing or write no ratio; ratios are cleared to −1 before each steered step, so the reply fails closed.
 """
@@ -35,6 +37,8 @@ def fork_dispatcher(dispatcher: Any, path: DevicePath) -> None:
         add(runtime_mode, _twin(batch_descriptor))
 
     def _dispatch(*args: Any, **kwargs: Any) -> tuple[CUDAGraphMode, BatchDescriptor]:
+        if path.graphless:
+            kwargs |= {"valid_modes": {CUDAGraphMode.NONE}, "invalid_modes": None}
         mode, batch = dispatch(*args, **kwargs)
         return mode, batch if mode == CUDAGraphMode.NONE or not path.armed else _twin(batch)
 
@@ -50,9 +54,18 @@ def fork_manager(manager: Any, path: DevicePath, cases: list[int]) -> None:
     """Make a V2 `CudaGraphManager` pick and capture both variants; `cases` are those before `lora_cases`."""
     offset, dispatch, capture = _offset(cases), manager.dispatch, manager.capture
 
-    def _dispatch(*args: Any, num_active_loras: int, **kwargs: Any) -> Any:
+    def _dispatch(num_reqs: int, num_tokens: int, *args: Any, num_active_loras: int, **kwargs: Any) -> Any:
         shift = offset if path.armed else 0
-        batch = dispatch(*args, num_active_loras=num_active_loras + shift, **kwargs)
+        batch = dispatch(num_reqs, num_tokens, *args, num_active_loras=num_active_loras + shift, **kwargs)
+        if path.graphless:
+            batch = replace(
+                batch,
+                cg_mode=CUDAGraphMode.NONE,
+                num_tokens=num_tokens,
+                num_reqs=num_reqs,
+                uniform_token_count=None,
+                max_query_len=None,
+            )
         # Without a graph the batch is an ordinary one.
         return replace(batch, num_active_loras=num_active_loras) if batch.cg_mode == CUDAGraphMode.NONE else batch
 

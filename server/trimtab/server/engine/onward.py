@@ -18,7 +18,6 @@ __all__ = ["NEVER", "Onward", "Watch"]
 
 NEVER = 1 << 62
 """Larger than any position."""
-_FIRST_SIZE = 64
 
 
 class Watch(NamedTuple):
@@ -40,14 +39,25 @@ class Watch(NamedTuple):
 class Onward:
     """The entries of one worker."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.opened_S = torch.full((_FIRST_SIZE,), NEVER, dtype=torch.int64, device=device)
-        self._free = list(range(_FIRST_SIZE - 1, 0, -1))
+    def __init__(self, device: torch.device, size: int = 64, *, grows: bool = True) -> None:
+        self.opened_S = torch.full((size,), NEVER, dtype=torch.int64, device=device)
+        self._free = list(range(size - 1, 0, -1))
+        self._grows = grows
+        """A CUDA graph keeps the address of what it was captured with."""
 
     def take(self, watches: Iterable[Watch]) -> dict[Watch, int]:
-        """An entry for each watch, not opened yet."""
-        taken = {}
+        """An entry for each watch, not opened yet.
+
+        Raises:
+            LookupError: there is none left, and no room may be made.
+        """
+        taken: dict[Watch, int] = {}
         for watch in watches:
+            if not self._free and not self._grows:
+                self.give(taken.values())
+                raise LookupError(
+                    f"the requests in flight hold as many gates that stay open as fit, {len(self.opened_S) - 1}"
+                )
             if not self._free:
                 size = len(self.opened_S)
                 self.opened_S = torch.cat([self.opened_S, torch.full_like(self.opened_S, NEVER)])
@@ -62,6 +72,7 @@ class Onward:
 
     def forget(self, entries: Sequence[int], starts: Sequence[int]) -> None:
         """Entries that opened at their start or later have not opened yet."""
-        index, start = (torch.tensor(x, dtype=torch.int64, device=self.opened_S.device) for x in (entries, starts))
+        both = torch.tensor([entries, starts], dtype=torch.int64, pin_memory=self.opened_S.is_cuda)
+        index, start = both.to(self.opened_S.device, non_blocking=True)
         opened = self.opened_S[index]
         self.opened_S[index] = torch.where(opened < start, opened, NEVER)

@@ -14,17 +14,19 @@ Where there are CUDA graphs, both variants of each (`graphs`): the dispatcher's 
 
 from typing import Any
 
+from torch import Tensor
+
 from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.proof import KEY, attach
 from trimtab.server.errors import Unsupported
 
-__all__ = ["arrivals", "hand_over", "install", "require"]
+__all__ = ["arrivals", "hand_over", "install", "require", "token_ids"]
 
 
 def install(runner: Any, state: EditState) -> None:
     """Wrap the methods of this runner instance."""
-    require(runner, "_update_states", "_prepare_inputs", "sample_tokens", "_dummy_run", "input_batch", "input_ids")
+    require(runner, "_update_states", "_prepare_inputs", "sample_tokens", "_dummy_run", "input_batch")
     update_states, prepare_inputs = runner._update_states, runner._prepare_inputs
     sample_tokens, dummy_run = runner.sample_tokens, runner._dummy_run
 
@@ -42,19 +44,32 @@ def install(runner: Any, state: EditState) -> None:
         return prepare_inputs(scheduler_output, num_scheduled_tokens)
 
     def _sample_tokens(grammar_output: Any) -> Any:
-        return hand_over(sample_tokens(grammar_output), state)
+        output = sample_tokens(grammar_output)
+        hand_over(output, state)
+        return output
 
     def _dummy_run(*args: Any, **kwargs: Any) -> Any:
         state.idle()
         return dummy_run(*args, **kwargs)
 
-    state.token_ids = lambda: runner.input_ids.gpu
+    state.token_ids = token_ids(runner)
     runner._update_states = _update_states
     runner._prepare_inputs = _prepare_inputs
     runner.sample_tokens = _sample_tokens
     runner._dummy_run = _dummy_run
     if state.path is not None:
         _fork(runner, state.path)
+
+
+def token_ids(runner: Any) -> Tensor:
+    """The persistent buffer that the model reads its tokens from.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    require(runner, "input_ids")
+    ids: Tensor = runner.input_ids.gpu
+    return ids
 
 
 def _fork(runner: Any, path: DevicePath) -> None:
@@ -95,18 +110,14 @@ def arrivals(scheduler_output: Any, state: EditState) -> None:
             state.arrive(new.req_id, extra[KEY], new.prompt_len)
 
 
-def hand_over(output: Any, state: EditState) -> Any:
-    """The runner's output with the step's reports; on an asynchronous one they are put when its result is taken."""
+def hand_over(output: Any, state: EditState) -> None:
+    """Put the step's reports on the runner's output; on an asynchronous one when its result is taken."""
     reports = state.collect()
     if reports is dict or output is None:
-        return output
-    if not state.speaks:
-        from trimtab.server.engine.ranks import Apart  # an engine of one rank needs none
-
-        return Apart(reports)
+        return
     if not hasattr(output, "get_output"):
         attach(output, reports())
-        return output
+        return
     get_output = output.get_output
 
     def _get_output() -> Any:
@@ -115,4 +126,3 @@ def hand_over(output: Any, state: EditState) -> Any:
         return result
 
     output.get_output = _get_output
-    return output

@@ -14,11 +14,13 @@ Where there are CUDA graphs, both variants of each (`graphs`):
 
 from typing import Any
 
+from torch import Tensor
+
 from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.runner_v1 import arrivals, hand_over, require
 
-__all__ = ["install"]
+__all__ = ["install", "token_ids"]
 
 
 def install(runner: Any, state: EditState) -> None:
@@ -30,7 +32,6 @@ def install(runner: Any, state: EditState) -> None:
         "gather_batch_req_state",
         "sample_tokens",
         "req_states",
-        "input_buffers",
     )
     finish_requests, add_requests = runner.finish_requests, runner.add_requests
     gather, sample_tokens = runner.gather_batch_req_state, runner.sample_tokens
@@ -54,15 +55,28 @@ def install(runner: Any, state: EditState) -> None:
         return batch, uniform
 
     def _sample_tokens(grammar_output: Any) -> Any:
-        return hand_over(sample_tokens(grammar_output), state)
+        output = sample_tokens(grammar_output)
+        hand_over(output, state)
+        return output
 
-    state.token_ids = lambda: runner.input_buffers.input_ids
+    state.token_ids = token_ids(runner)
     runner.finish_requests = _finish_requests
     runner.add_requests = _add_requests
     runner.gather_batch_req_state = _gather
     runner.sample_tokens = _sample_tokens
     if state.path is not None:
         _fork(runner, state.path)
+
+
+def token_ids(runner: Any) -> Tensor:
+    """The persistent buffer that the model reads its tokens from.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    require(runner, "input_buffers")
+    ids: Tensor = runner.input_buffers.input_ids
+    return ids
 
 
 def _fork(runner: Any, path: DevicePath) -> None:

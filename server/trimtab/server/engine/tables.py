@@ -52,6 +52,11 @@ class SlotRows(NamedTuple):
     """As they were before folding."""
     conditional: Conditional | None = None
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether a row depends on the token that it meets."""
+        return any(row.is_conditional for row in self.rows)
+
 
 class Tables:
     """Bundles by content hash, slots by segment key.

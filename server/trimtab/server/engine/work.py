@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.linalg import vector_norm
 
@@ -26,7 +28,7 @@ from trimtab.server.engine.conditional import Group, Tokens
 from trimtab.server.engine.onward import Onward
 from trimtab.server.engine.tables import SlotRows
 
-__all__ = ["LayerWork", "Norms", "Piece"]
+__all__ = ["LayerWork", "Norms", "Piece", "Where"]
 
 DENSE_LATENTS = 256
 """Up to this many latents over all slots, multiplying by zeros is cheaper than padding."""
@@ -53,31 +55,56 @@ class Piece(NamedTuple):
     """The request's entries of `Onward`, one for each conditional row of the slot; empty when none is gated so."""
 
 
+class Where(NamedTuple):
+    """Which rows of the batch pieces edit, by which of their slots: the same at every layer that edits the same rows."""
+
+    first: tuple[int, ...]
+    """Of each slot, the first piece."""
+    of_piece: tuple[int, ...]
+    """Which slot each piece has."""
+    of_row: NDArray[np.int64]
+    """The same of each edited row."""
+    span: slice | None
+    """The rows, when they follow each other."""
+    rows_N: Tensor
+    slot_N: Tensor
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], device: torch.device) -> "Where":
+        """Where these pieces are; pieces of one slot share it."""
+        first: dict[int, int] = {}
+        for i, piece in enumerate(pieces):
+            first.setdefault(id(piece.slot), i)
+        number = {slot: u for u, slot in enumerate(first)}
+        of_piece = [number[id(piece.slot)] for piece in pieces]
+        of_row = np.repeat(of_piece, [piece.stop - piece.start for piece in pieces])
+        contiguous = all(a.stop == b.start for a, b in pairwise(pieces))
+        rows = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
+        return cls(
+            tuple(first.values()),
+            tuple(of_piece),
+            of_row,
+            slice(pieces[0].start, pieces[-1].stop) if contiguous else None,
+            torch.from_numpy(rows).to(device),
+            torch.from_numpy(of_row).to(device),
+        )
+
+    def rows(self, u: int) -> Tensor:
+        """The edited rows of slot u."""
+        return torch.from_numpy(np.flatnonzero(self.of_row == u))
+
+
 class LayerWork:
     """All pieces of one layer in one step."""
 
-    def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
+    def __init__(self, pieces: Sequence[Piece], device: torch.device, where: Where | None = None) -> None:
         self.pieces = tuple(pieces)
-        slots: list[SlotRows] = []
-        index: dict[int, int] = {}
-        counts: list[int] = []
-        of_piece: list[int] = []
-        for piece in pieces:
-            u = index.setdefault(id(piece.slot), len(slots))
-            if u == len(slots):
-                slots.append(piece.slot)
-                counts.append(0)
-            counts[u] += piece.stop - piece.start
-            of_piece.append(u)
-        lengths = torch.tensor([piece.stop - piece.start for piece in pieces])
-        slot_N = torch.repeat_interleave(torch.tensor(of_piece), lengths)
-        contiguous = all(a.stop == b.start for a, b in pairwise(self.pieces))
-        self._span = slice(pieces[0].start, pieces[-1].stop) if contiguous else None
-        rows_N = torch.cat([torch.arange(piece.start, piece.stop) for piece in pieces])
-        self._rows_N = rows_N.to(device)
-        self._slot_N = slot_N.to(device)
+        where = where or Where.of(pieces, device)
+        slots = [pieces[i].slot for i in where.first]
+        counts: list[int] = np.bincount(where.of_row).tolist()
+        self._span, self._rows_N, self._slot_N = where.span, where.rows_N, where.slot_N
         self._adds = _adds(slots)
-        self._one_row_each = len(slots) == len(rows_N)
+        self._one_row_each = len(slots) == len(where.of_row)
         self._dense: tuple[Rows, Tensor] | None = None
         self._padded: list[_Padded] = []
         self._long: list[tuple[Rows, Tensor]] = []
@@ -88,13 +115,13 @@ class LayerWork:
         elif reading:
             short = [u for u in reading if counts[u] <= LONG_ROWS]
             if short:
-                self._padded.append(_Padded.of(slots, short, slot_N, device))
+                self._padded.append(_Padded.of(slots, short, where, device))
             for u in reading:
                 rows = slots[u].latents
                 if counts[u] > LONG_ROWS and rows is not None:
-                    self._long.append((rows, (slot_N == u).nonzero().squeeze(1).to(device)))
+                    self._long.append((rows, where.rows(u).to(device)))
 
-        self._groups = _groups(self.pieces, slots, counts, of_piece, slot_N)
+        self._groups = _groups(self.pieces, slots, counts, where)
         self._reads = bool(self._dense or self._padded or self._long or self._groups)
         self._fixed: tuple[Tensor, Tensor] | None = None
 
@@ -180,10 +207,10 @@ class _Padded(NamedTuple):
     """0 in the padding."""
 
     @classmethod
-    def of(cls, slots: list[SlotRows], chosen: list[int], slot_N: Tensor, device: torch.device) -> "_Padded":
+    def of(cls, slots: list[SlotRows], chosen: list[int], where: Where, device: torch.device) -> "_Padded":
         rows = [r for u in chosen if (r := slots[u].latents) is not None]
         pad = torch.nn.utils.rnn.pad_sequence
-        index = pad([(slot_N == u).nonzero().squeeze(1) for u in chosen], batch_first=True, padding_value=len(slot_N))
+        index = pad([where.rows(u) for u in chosen], batch_first=True, padding_value=len(where.of_row))
         e, d, b, theta, beta = (
             pad([getattr(r, f) for r in rows], batch_first=True) for f in ("e_KD", "d_KD", "b_K", "theta_K", "beta_K")
         )
@@ -199,24 +226,22 @@ class _Padded(NamedTuple):
         delta_ND += sums[:n]
 
 
-def _groups(
-    pieces: Sequence[Piece], slots: list[SlotRows], counts: list[int], of_piece: list[int], slot_N: Tensor
-) -> list[Group]:
+def _groups(pieces: Sequence[Piece], slots: list[SlotRows], counts: list[int], where: Where) -> list[Group]:
     """The conditional rows of all slots: those of few rows together, each of the others by itself."""
     chosen = [u for u, slot in enumerate(slots) if slot.conditional is not None]
     short = [u for u in chosen if counts[u] <= LONG_ROWS]
     groups = []
     for together in ([short] if short else []) + [[u] for u in chosen if counts[u] > LONG_ROWS]:
-        index = [(slot_N == u).nonzero().squeeze(1) for u in together]
+        index = [where.rows(u) for u in together]
         entries = None
-        if any(piece.entries for piece, u in zip(pieces, of_piece, strict=True) if u in together):
-            entries = [_entries(pieces, of_piece, u) for u in together]
+        if any(piece.entries for piece, u in zip(pieces, where.of_piece, strict=True) if u in together):
+            entries = [_entries(pieces, where.of_piece, u) for u in together]
         conditionals = [slot for u in together if (slot := slots[u].conditional) is not None]
-        groups.append(Group.of(conditionals, index, entries, len(slot_N)))
+        groups.append(Group.of(conditionals, index, entries, len(where.of_row)))
     return groups
 
 
-def _entries(pieces: Sequence[Piece], of_piece: list[int], u: int) -> Tensor:
+def _entries(pieces: Sequence[Piece], of_piece: Sequence[int], u: int) -> Tensor:
     """[M, K] entries of a slot's rows; [M, 0] when it has none."""
     mine = [piece for piece, v in zip(pieces, of_piece, strict=True) if v == u]
     return torch.cat([torch.tensor([piece.entries] * (piece.stop - piece.start), dtype=torch.int64) for piece in mine])
