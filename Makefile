@@ -20,7 +20,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-gpu check fix proto serve bench sae
+.PHONY: help demo test test-long test-gpu test-ray check fix proto serve bench sae
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -58,6 +58,11 @@ test-long: $(READY) ## the slow tests too
 
 test-gpu: $(READY) ## what needs a GPU (docs/gpu.md): make EXTRAS=cuda,dev test-gpu
 	$(BIN)/python -m pytest -m cuda tests/gpu $(ARGS)
+
+test-ray: $(READY) ## steering over two local Ray nodes (docs/parallel.md); installs ray beside the environment, not into it
+	$(PIP) install -q --no-deps --target build/ray ray==2.60.0 'click>=8' filelock 'msgpack<2'
+	PYTHONPATH=build/ray:. $(BIN)/python -m tests.parity.ray_on_cpu pipeline_parallel_size
+	PYTHONPATH=build/ray:. $(BIN)/python -m tests.parity.ray_on_cpu tensor_parallel_size
 
 check: $(READY) ## ruff, mypy strict, who may import whom, generated code is current
 	$(BIN)/ruff check

@@ -74,7 +74,7 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
             [*command, "--", *flags], stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
-        running = Server(_address(process, log), "smollm2-135m-instruct", bundle, process, log)
+        running = Server(address(process, log), "smollm2-135m-instruct", bundle, process, log)
         yield running
         _drains(running)
     finally:
@@ -83,8 +83,9 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
             process.wait()
 
 
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + START_SECONDS
+def address(process: subprocess.Popen[bytes], log: Path, start_seconds: float = START_SECONDS) -> str:
+    """Where a `trimtab serve` listens, once it does."""
+    deadline = time.monotonic() + start_seconds
     while time.monotonic() < deadline:
         if match := re.search(r"serving \S+ on (http://\S+)", log.read_text(errors="replace")):
             return match[1]

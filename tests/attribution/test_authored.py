@@ -11,7 +11,7 @@ from trimtab.attribution.authored import DEFAULT_AMOUNT, Authored, vector_rows
 from trimtab.attribution.bundle import ModelIdentity, SAEIdentity
 from trimtab.attribution.edit import Rows, delta
 from trimtab.attribution.errors import SettingsError
-from trimtab.attribution.run import _bundle
+from trimtab.attribution.record import rows_of
 from trimtab.attribution.sae import SAE
 from trimtab.attribution.stats import Stats
 from trimtab.server.plan import compile_plan
@@ -50,7 +50,7 @@ def test_the_rows_are_those_of_the_plan_that_recommends_them(
 ) -> None:
     edit = Authored.of(operation, amount, unit, "completion")
     latents, strength = [3, 1], 1.7
-    bundle = _bundle(header(edit, stats, latents), sae, stats, latents, torch.ones(D))
+    bundle = rows_of(header(edit, stats, latents), sae, stats, latents, torch.ones(D))
     plan = compile_plan(parse_steering({"bundle": "tiny", "strength": strength}), {"tiny": bundle})
     h = torch.randn(40, D, generator=torch.Generator().manual_seed(2))
     mine = delta(h, edit.rows(sae, stats, latents, strength))

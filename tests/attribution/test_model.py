@@ -13,7 +13,7 @@ from trimtab.attribution.errors import ModelError
 from trimtab.attribution.gradients import positions
 from trimtab.attribution.model import SplitModel, pad
 from trimtab.attribution.pairs import Completion
-from trimtab.attribution.scores import clustered_se
+from trimtab.attribution.uncertainty import clustered_se
 from trimtab.attribution.validation import Margins
 
 LAYER = 14

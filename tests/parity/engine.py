@@ -1,10 +1,12 @@
 """The offline engine of the parity tests, asked with plans."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.parity.cases import PROMPTS, Case
 from tests.parity.rows import bundles
+from trimtab.attribution.bundle import Bundle
 from trimtab.attribution.embedded import model_path
 from trimtab.server.engine.bundles import register_bundle
 from trimtab.server.engine.handshake import prove_llm
@@ -39,13 +41,12 @@ class Answer(NamedTuple):
 class Engine:
     """The offline engine, asked with plans."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, folder: Path | None = None, loaded: Mapping[str, Bundle] | None = None, **changes: Any) -> None:
         from vllm import LLM
 
-        self.llm = LLM(model=str(model_path()), **{**ENGINE, **changes})
-        for bundle in bundles().values():
-            register_bundle(self.llm, bundle)
-        self.reports = prove_llm(self.llm, [bundle.content_hash for bundle in bundles().values()])
+        self.llm = LLM(model=str(folder or model_path()), **{**ENGINE, **changes})
+        hashes = [register_bundle(self.llm, bundle) for bundle in (loaded or bundles()).values()]
+        self.reports = prove_llm(self.llm, hashes)
 
     def ask(
         self, requests: Sequence[tuple[str | list[int], Plan | None]], *, n_tokens: int = N_TOKENS, **params: Any

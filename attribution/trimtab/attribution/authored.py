@@ -71,6 +71,11 @@ class Authored:
         return sae.rows(latents, strength * alpha_K, strength * beta_K)
 
     @property
+    def scored_by_decoder(self) -> bool:
+        """Whether the edit leaves its latent's activation unread: then a decoder and a gradient are all that its score needs."""
+        return self.operation in ("add", "project")
+
+    @property
     def turns_up(self) -> bool:
         """Whether the edit makes its latents stronger: then it works against the behaviour on latents that oppose it."""
         if self.operation == "scale":

@@ -85,9 +85,17 @@ class LatentRecord(_Record):
     """Predicted rise of the loss gap, positive minus negative completions, under the recommended edit; nats per completion
     token. Above 0 the edit works against the behaviour: it removes a latent that causes it, or turns up one that opposes it."""
     attribution_se: Finite | None = None
+    """Standard error over prompts."""
+    attribution_interval: tuple[Finite, Finite] | None = None
+    """95 % bootstrap interval over prompts."""
+    attribution_p: Finite | None = Field(default=None, ge=0, le=1)
+    """Sign-flip p-value over prompts, for all leading latents at once (max-T)."""
     attribution_project: Finite | None = None
     """The same for projecting out to the mean activation, whatever is recommended: above 0 the latent causes the behaviour,
     below 0 it opposes it."""
+    projection: Finite | None = None
+    """Mean of the positives minus ā along the unit direction. Below 0 where `attribution_project` is above: the *absence* of the
+    direction supports the behaviour."""
     delta_activation: Finite | None = None
     """Mean activation on positive minus on negative completions, SAE units."""
     effect: Finite | None = None

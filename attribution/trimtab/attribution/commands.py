@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,11 @@ def attribute(
     pairs: Annotated[Path | None, typer.Option(help="JSONL pairs.", show_default="the shipped pairs")] = None,
     model: Annotated[str, typer.Option(help="HF folder, hub id, or the embedded model's name.")] = EMBEDDED_MODEL,
     sae: Annotated[
-        str | None, typer.Option(help="Folder, file or hub id of an SAE.", show_default="the shipped SAE")
+        list[str] | None,
+        typer.Option(
+            help="Folder, file or hub id of an SAE; several for several hook points, a bundle each.",
+            show_default="the shipped SAE",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="from the file's name")] = None,
     behaviour: Annotated[str | None, typer.Option(help="What the positive completions do, in one sentence.")] = None,
@@ -69,7 +74,24 @@ def attribute(
     scope: Annotated[
         Literal["completion", "all"], typer.Option(help="Tokens that are scored and edited.")
     ] = "completion",
+    gradient: Annotated[
+        Literal["plain", "relp", "integrated"],
+        typer.Option(
+            help="plain; relp: by RelP's linear rules; integrated: mean over the path to the mean activation."
+        ),
+    ] = "plain",
+    diff_model: Annotated[
+        str | None, typer.Option(help="Model that --model was fine-tuned from: scores by model diffing too.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=64, help="Latents in the bundle.")] = 10,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a batch; bounds the memory.")] = 1024,
+    allow_low_fidelity: Annotated[
+        bool,
+        typer.Option("--allow-low-fidelity", help="Write a bundle whose predictions do not hold, marked as failed."),
+    ] = False,
+    tensor_parallel: Annotated[
+        bool, typer.Option("--tensor-parallel", help="Under torchrun, share out the model and not the data.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's header as JSON.")] = False,
 ) -> None:
     """Find the latents that cause a behaviour, intervene on each, and write them into a bundle."""
@@ -78,6 +100,7 @@ def attribute(
 
         from trimtab.attribution.errors import SettingsError
         from trimtab.attribution.pairs import shipped_pairs
+        from trimtab.attribution.processes import Processes
         from trimtab.attribution.run import Settings
         from trimtab.attribution.run import attribute as run
         from trimtab.attribution.sae import shipped_sae
@@ -86,12 +109,15 @@ def attribute(
             raise SettingsError("say in one sentence what the positive completions of your pairs do: --behaviour '…'")
         _check_writable(out)
         command = ["trimtab", "attribute", "--out", str(out), "--model", model, "--top", str(top)]
-        given = {"pairs": pairs, "sae": sae, "name": name, "behaviour": behaviour, "amount": amount}
-        for option, value in {**given, "operation": operation, "unit": unit, "scope": scope}.items():
+        given = {"pairs": pairs, "name": name, "behaviour": behaviour, "amount": amount, "diff-model": diff_model}
+        chosen = {"operation": operation, "unit": unit, "scope": scope, "gradient": gradient}
+        for option, value in {**given, **chosen}.items():
             command += [] if value is None else [f"--{option}", str(value)]
+        command += [word for source in sae or () for word in ("--sae", source)]
+        work = out.with_name(out.name + ".run")
         settings = Settings(
             pairs=pairs or shipped_pairs(),
-            sae=sae or shipped_sae(),
+            saes=tuple(sae) if sae else (shipped_sae(),),
             model=model,
             name=name or out.name.split(".")[0],
             behaviour=behaviour or BEHAVIOUR,
@@ -99,20 +125,45 @@ def attribute(
             amount=amount,
             unit=unit,
             scope=scope,
+            gradient=gradient,
+            diff_model=diff_model,
             top=top,
+            batch_tokens=batch_tokens,
+            allow_low_fidelity=allow_low_fidelity,
+            tensor_parallel=tensor_parallel,
+            work=work,
             command=shlex.join(command),
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            result = run(settings, progress)
-        result.bundle.save(out)
+        with Processes.joined(tensor_parallel=tensor_parallel) as processes:
+            with Progress(*columns, console=Console(stderr=True), disable=not processes.first) as progress:
+                results = run(settings, progress, processes)
+            if not processes.first:
+                return
+            files = _files(out, [result.bundle for result in results])
+            for file, result in zip(files, results, strict=True):
+                result.bundle.save(file)
+            shutil.rmtree(work, ignore_errors=True)
+    for file, result in zip(files, results, strict=True):
+        _print_result(file, result, as_json)
+
+
+def _files(out: Path, bundles: list[Bundle]) -> list[Path]:
+    """Where the bundle of each hook point goes: `out`, or beside it with the layer in the name where there are several."""
+    if len(bundles) == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}.layer{b.header.layer}{out.suffix}") for b in bundles]
+
+
+def _print_result(file: Path, result: Result, as_json: bool) -> None:
     if as_json:
         _print_json(result.bundle)
-    else:
-        console = _console()
-        console.print(_table(result.bundle))
-        _print_controls(console, result)
-        console.print(f"{out}: {result.bundle.content_hash}", soft_wrap=True)
+        return
+    console = _console()
+    console.print(_table(result.bundle))
+    _print_controls(console, result)
+    _print_fidelity(console, result)
+    console.print(f"{file}: {result.bundle.content_hash}", soft_wrap=True)
 
 
 def model() -> None:
@@ -240,3 +291,13 @@ def _print_controls(console: Console, result: Result) -> None:
         )
     table.add_row("one random live latent, mean", f"{mean_random:+.4f}", "", "", "")
     console.print(table)
+
+
+def _print_fidelity(console: Console, result: Result) -> None:
+    fidelity = result.measured.fidelity
+    console.print(
+        f"predicted against measured, {len(fidelity.points)} latents, leading and random: Pearson {fidelity.pearson:.2f}, "
+        f"Spearman {fidelity.spearman:.2f}, same sign {fidelity.sign_agreement:.0%}, slope {fidelity.slope:.2f}"
+        + ("" if fidelity.holds else "  [bold red]FAILED[/bold red]"),
+        highlight=False,
+    )

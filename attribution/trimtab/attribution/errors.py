@@ -5,10 +5,23 @@ AttributionError
 ├── SAEError        an SAE folder that cannot be read, or that does not fit the model or the formula
 ├── SettingsError   the run is asked for something that cannot be done
 ├── ModelError      a model folder that cannot be read, or whose blocks are not where they should be
+├── GradientError   a completion whose loss or gradient is not finite
+├── StorageError    a disk that is full, or that does not give back what was written
+├── FidelityError   the predictions do not agree with what was measured
 └── SelectionError  too few pairs, or no latent that passes the selection
 """
 
-__all__ = ["AttributionError", "ModelError", "PairsError", "SAEError", "SelectionError", "SettingsError"]
+__all__ = [
+    "AttributionError",
+    "FidelityError",
+    "GradientError",
+    "ModelError",
+    "PairsError",
+    "SAEError",
+    "SelectionError",
+    "SettingsError",
+    "StorageError",
+]
 
 
 class AttributionError(ValueError):
@@ -29,6 +42,23 @@ class SettingsError(AttributionError):
 
 class ModelError(AttributionError):
     """A model cannot be loaded or split at the hook point."""
+
+
+class GradientError(AttributionError):
+    """A completion whose loss or gradient is NaN or infinite."""
+
+    def __init__(self, completion: int, message: str = "") -> None:
+        self.completion = completion
+        """Its number: 2p is the positive of pair p, 2p + 1 its negative."""
+        super().__init__(message or f"the gradient of completion {completion} is not finite; remove it, or run in fp32")
+
+
+class StorageError(AttributionError):
+    """What a run keeps on disk cannot be written or read; what is there stays, and the run can be resumed."""
+
+
+class FidelityError(AttributionError):
+    """Predicted and measured effects disagree, so the ranking cannot be believed."""
 
 
 class SelectionError(AttributionError):

@@ -3,11 +3,13 @@
     ids [B, T] ── lower: embedding, blocks 0 … layer ──► h [B, T, D] ── upper: the other blocks, final norm, head ──► logits
 
 Sequences are padded on the right. Attention is causal, so no real token can see the padding: a batch is exact without a mask.
+The stream after blocks further up (`above`) is kept on the way, so one backward pass gives the gradient at several hook points.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -26,19 +28,23 @@ if TYPE_CHECKING:
 
     from trimtab.attribution.pairs import Completion
 
-__all__ = ["Prefix", "SplitModel", "load_tokenizer", "pad"]
+__all__ = ["Prefix", "SplitModel", "compute_device", "identify", "load_tokenizer", "pad"]
 
 
 class SplitModel:
-    """A model in fp32, its weights frozen, cut after block `layer`."""
+    """A model, its weights frozen, cut after block `layer`."""
 
-    def __init__(self, model: nn.Module, identity: ModelIdentity, layer: int) -> None:
-        if not 0 <= layer < identity.n_layers:
-            raise ModelError(
-                f"layer {layer} is outside the {identity.n_layers} layers of {identity.id}; use another SAE"
-            )
-        self.identity, self.layer = identity, layer
+    def __init__(self, model: nn.Module, identity: ModelIdentity, layer: int, above: Sequence[int] = ()) -> None:
+        for asked in (layer, *above):
+            if not 0 <= asked < identity.n_layers:
+                raise ModelError(
+                    f"layer {asked} is outside the {identity.n_layers} layers of {identity.id}; use another SAE"
+                )
+        self.identity, self.layer, self.above = identity, layer, tuple(above)
         self.config: Any = model.config
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self._model = model
         self._base = cast("nn.Module", model.base_model)
         self._head = cast("nn.Module", model.get_output_embeddings())  # type: ignore[operator]
         name = next((n for n in ("layers", "h") if isinstance(getattr(self._base, n, None), nn.ModuleList)), None)
@@ -52,34 +58,64 @@ class SplitModel:
                     f"{identity.architecture} scales its logits (`{field}`), which attribution does not know"
                 )
         blocks = list(getattr(self._base, name))
+        self.upper_blocks: list[nn.Module] = blocks[layer + 1 :]
         self._capture, self._inject = _Keep(blocks[layer]), _Inject(blocks[layer])
+        self._taps = {i: _Keep(blocks[i]) for i in self.above}
         self._lower = _with_blocks(self._base, name, [*blocks[:layer], self._capture])
-        self._upper = _with_blocks(self._base, name, [*map(_Skip, blocks[:layer]), self._inject, *blocks[layer + 1 :]])
+        upper = [self._taps.get(i, block) for i, block in enumerate(blocks)][layer + 1 :]
+        self._upper = _with_blocks(self._base, name, [*map(_Skip, blocks[:layer]), self._inject, *upper])
 
     @classmethod
-    def load(cls, model: str, layer: int) -> SplitModel:
-        """Load an HF folder, hub id or the embedded model's name in fp32.
+    def load(
+        cls,
+        model: str,
+        layer: int,
+        above: Sequence[int] = (),
+        *,
+        dtype: torch.dtype | None = None,
+        tensor_parallel: bool = False,
+    ) -> SplitModel:
+        """Load an HF folder, hub id or the embedded model's name: on CUDA in bf16 where there is one, else in fp32.
+
+        With `tensor_parallel` its weights are shared out over the processes that `torchrun` started, by transformers' own plan.
 
         Raises:
-            ModelError: there is no such model, or its blocks cannot be found.
+            ModelError: there is no such model, or its blocks cannot be found, or it has no plan for tensor parallelism.
         """
         from transformers import AutoModelForCausalLM
 
         identity, folder = identify(model)
+        device = compute_device()
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        place: dict[str, Any] = {"tp_plan": "auto"} if tensor_parallel else {"device_map": device}
         try:
             with no_progress_bars():
-                loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+                loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **place)
         except (OSError, ValueError) as e:
             raise ModelError(
                 f"cannot load model {model!r}: {str(e).splitlines()[0]}; give an ordinary HF folder"
             ) from e
         loaded.requires_grad_(False).train(False)
-        return cls(loaded, identity, layer)
+        return cls(loaded, identity, layer, above)
+
+    def at(self, layer: int) -> SplitModel:
+        """The same weights, cut after another block."""
+        return self if layer == self.layer else SplitModel(self._model, self.identity, layer)
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights of the whole model."""
+        return sum(weight.numel() for weight in self._model.parameters())
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """The norm before the head."""
+        return next((getattr(self._base, n) for n in ("norm", "ln_f") if hasattr(self._base, n)), None)
 
     @torch.no_grad()
     def lower(self, ids_BT: Tensor) -> Tensor:
         """The residual stream h [B, T, D] at the hook point."""
-        self._lower(input_ids=ids_BT, use_cache=False)
+        self._lower(input_ids=ids_BT.to(self.device), use_cache=False)
         return self._capture.take()
 
     def upper(self, h_BTD: Tensor, prefix: Prefix | None = None) -> Tensor:
@@ -91,9 +127,10 @@ class SplitModel:
         if prefix is None:
             return cast("Tensor", self._upper(inputs_embeds=h_BTD, use_cache=False).last_hidden_state)
         n_batch, n_tokens, _ = h_BTD.shape
-        positions_T = torch.arange(prefix.n_tokens, prefix.n_tokens + n_tokens)
-        hidden_TS = positions_T[:, None] < torch.arange(prefix.n_tokens + n_tokens)[None]
-        mask_TS = torch.zeros(hidden_TS.shape).masked_fill_(hidden_TS, torch.finfo(torch.float32).min)
+        positions_T = torch.arange(prefix.n_tokens, prefix.n_tokens + n_tokens, device=h_BTD.device)
+        hidden_TS = positions_T[:, None] < torch.arange(prefix.n_tokens + n_tokens, device=h_BTD.device)[None]
+        mask_TS = torch.zeros(hidden_TS.shape, dtype=h_BTD.dtype, device=h_BTD.device)
+        mask_TS.masked_fill_(hidden_TS, torch.finfo(h_BTD.dtype).min)
         out = self._upper(
             inputs_embeds=h_BTD,
             position_ids=positions_T[None],
@@ -102,6 +139,10 @@ class SplitModel:
             use_cache=True,
         )
         return cast("Tensor", out.last_hidden_state)
+
+    def above_streams(self) -> dict[int, Tensor]:
+        """The stream after each block of `above`, as the last call of `upper` made it; part of its graph."""
+        return {i: tap.take() for i, tap in self._taps.items()}
 
     @torch.no_grad()
     def prefix(self, h_TD: Tensor) -> Prefix | None:
@@ -119,17 +160,24 @@ class SplitModel:
 
     def logits(self, y_ND: Tensor) -> Tensor:
         """Logits [N, vocabulary] of rows of `upper`'s result; apply it to the positions that matter, it is the dearest step."""
-        logits_NV: Tensor = self._head(y_ND)
+        logits_NV: Tensor = self._head(y_ND).float()
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 
     def promoted_tokens(self, d_ND: Tensor, k: int) -> list[list[int]]:
         """The k token ids whose logits each direction raises most, seen through the final norm's weight alone."""
-        norm = next((getattr(self._base, n) for n in ("norm", "ln_f") if hasattr(self._base, n)), None)
-        weight_D = norm.weight if norm is not None else torch.ones(d_ND.shape[-1])
+        weight = getattr(self.final_norm, "weight", None)
+        d_ND = d_ND.to(self.device, self.dtype)
         with torch.no_grad():
-            logits_NV = self._head((d_ND * weight_D).float())
+            logits_NV = self._head(d_ND if weight is None else d_ND * weight)
         return cast("list[list[int]]", logits_NV.topk(k, dim=-1).indices.tolist())
+
+
+def compute_device() -> torch.device:
+    """The accelerator of this process where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def identify(model: str) -> tuple[ModelIdentity, Path]:

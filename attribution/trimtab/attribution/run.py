@@ -1,19 +1,20 @@
-"""An attribution run: pairs → traces → scores → selected latents → measured effects → a bundle in memory.
+"""An attribution run: pairs → passes → scores → selected latents → measured effects → a bundle a hook point, in memory.
 
-    1 the pairs are read, tokenised and split by prompt               `pairs`
-    2 one forward and one backward a train completion                 `gradients`
-    3 every latent is scored                                          `scores`
-    4 the leading live latents are selected                           `selection`
-    5 each is intervened on, beside its controls, on held-out pairs   `validation`
-    6 rows, evidence and provenance become a bundle                   `bundle`
+    1 the pairs are read, tokenised and split by prompt                  `pairs`
+    2 one forward and one backward a completion, at all hook points      `gradients`, kept by `passes`
+    3 every latent is scored, the leading live ones are selected         `moments`, `scores`, `ranking`
+    4 each is intervened on, beside its controls, on held-out pairs      `interventions`, `validation`
+    5 predictions are held against what was measured                     `fidelity`
+    6 rows, evidence and provenance become a bundle                      `record`
 
-Nothing is written here: a run that fails leaves nothing behind.
+A run that is killed or that fails goes on where it was when the same command comes again: its passes are in `Settings.work`.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,24 +23,25 @@ from pydantic import TypeAdapter
 from rich.progress import Progress
 from torch import Tensor
 
-from trimtab.attribution.authored import Authored, vector_rows
-from trimtab.attribution.bundle import Bundle, Header, LatentRecord, Name, SAEIdentity, VectorRecord, now
-from trimtab.attribution.edit import Operation, Rows, project_rows
-from trimtab.attribution.errors import SAEError, SettingsError
-from trimtab.attribution.gradients import Scope, Trace, traces
+from trimtab.attribution.authored import Authored
+from trimtab.attribution.bundle import Bundle, ModelIdentity, Name
+from trimtab.attribution.diffing import difference
+from trimtab.attribution.edit import Operation
+from trimtab.attribution.errors import FidelityError, GradientError, SAEError, SettingsError
+from trimtab.attribution.fidelity import MIN_PEARSON
+from trimtab.attribution.gradients import BATCH_TOKENS, SINK_NORM, STEPS, Gradient, Scope, Tracing
+from trimtab.attribution.interventions import Measured, intervene, n_interventions
 from trimtab.attribution.model import SplitModel, identify, load_tokenizer
 from trimtab.attribution.pairs import Completion, Pair, load_pairs, split, tokenise
+from trimtab.attribution.passes import Passes, digest_of
+from trimtab.attribution.processes import Processes
+from trimtab.attribution.ranking import Ranking, rank
+from trimtab.attribution.record import bundle_of, layer_summary
 from trimtab.attribution.sae import SAE
-from trimtab.attribution.scores import Scores, Sums, clustered_se, pair_scores, score
-from trimtab.attribution.selection import leading, random_live
 from trimtab.attribution.stats import Stats, measure_stats, residuals
-from trimtab.attribution.validation import MAX_DAMAGE, STRENGTHS, Effect, Effects, Margins
+from trimtab.attribution.validation import Effects, Margins
 
 __all__ = ["Result", "Settings", "attribute"]
-
-N_STANDARD_ERRORS = 200
-"""Leading latents that get a standard error."""
-
 
 MIN_AGREEMENT = 0.7
 """Of a top-k SAE with the threshold it is read at, on the held-out pairs."""
@@ -50,8 +52,8 @@ class Settings:
     """What a run is asked for."""
 
     pairs: Path
-    sae: Path | str
-    """Folder, file or hub id."""
+    saes: tuple[Path | str, ...]
+    """Folder, file or hub id of one SAE for each hook point."""
     model: str
     name: str
     behaviour: str
@@ -60,125 +62,170 @@ class Settings:
     """`add`: amount; `clamp`: target; `scale`: factor; none for ablate and project."""
     unit: Literal["raw", "max_act"] = "raw"
     scope: Scope = "completion"
+    gradient: Gradient = "plain"
+    diff_model: str | None = None
+    """The model that `model` was fine-tuned from, to score by model diffing too."""
     top: int = 10
     """Latents in the bundle; the recommended edits act on all of them."""
     held_out: float = 0.35
     """Fraction of the prompts kept for validation."""
     n_validation: int = 24
     """Held-out pairs that are measured, at most."""
+    batch_tokens: int = BATCH_TOKENS
+    allow_low_fidelity: bool = False
+    """Write a bundle whose predictions do not agree with what was measured; its provenance says that it failed."""
+    tensor_parallel: bool = False
+    """Under `torchrun`, share out the model over the processes and not the data."""
+    work: Path | None = None
+    """Folder to keep passes in, to resume from; None keeps them for this run alone."""
     command: str = ""
     """What a person types to run it again."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run."""
+    """A finished run at one hook point."""
 
     bundle: Bundle
-    effects: Effects
-    scores: Scores
+    ranking: Ranking
+    measured: Measured
+
+    @property
+    def effects(self) -> Effects:
+        """Every intervention on the held-out pairs."""
+        return self.measured.effects
 
 
-def attribute(settings: Settings, progress: Progress) -> Result:
-    """Run the six stages.
+class _Data:
+    """The pairs of a run, tokenised, and their names."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.file = load_pairs(settings.pairs)
+        self.train, held_out = split(self.file.pairs, settings.held_out)
+        self.held_out = held_out[: settings.n_validation]
+
+    def tokenise(self, model: str) -> None:
+        tokenizer = load_tokenizer(model)
+        self.tokenizer: Any = tokenizer
+        self.train_tokens, self.held_out_tokens = (
+            [c for pair in side for c in tokenise(tokenizer, pair)] for side in (self.train, self.held_out)
+        )
+
+
+def attribute(settings: Settings, progress: Progress, processes: Processes | None = None) -> tuple[Result, ...]:
+    """Run the six stages; a result for each hook point, lowest first.
 
     Raises:
-        AttributionError: the pairs, the SAE or the model cannot be used; the message says what to do.
+        AttributionError: the pairs, the SAE, the model or the disk cannot be used, or the predictions do not hold; the message
+            says what to do.
     """
-    started = time.monotonic()
+    started, processes = time.monotonic(), processes or Processes()
     edit = Authored.of(settings.operation, settings.amount, settings.unit, settings.scope)
     _check_name(settings.name)
-    file = load_pairs(settings.pairs)
-    train, held_out = split(file.pairs, settings.held_out)
-    held_out = held_out[: settings.n_validation]
-    sae = SAE.load(settings.sae)
+    data = _Data(settings)
     identity, _ = identify(settings.model)
-    sae.check_model(identity)
-    if sae.normalisation != "none":
-        raise SAEError(
-            f"SAE {sae.id} cannot become a bundle, whose rows are read alone: {sae.unreadable}; give another"
-        )
-    tokenizer = load_tokenizer(settings.model)
-    tokens, held_out_tokens = ([tokenise(tokenizer, pair) for pair in side] for side in (train, held_out))
-    model = SplitModel.load(settings.model, sae.layer)
-    h_ND, resid_norm = residuals(model, [c for pair in held_out_tokens for c in pair])
-    if sae.k is not None:
-        sae, agreement = sae.thresholded(h_ND)
-        if agreement < MIN_AGREEMENT:
-            raise SAEError(f"SAE {sae.id}: {sae.notes[-1]}, below {MIN_AGREEMENT:.0%}; give one with a threshold")
-    stats = sae.stats or measure_stats(sae, h_ND, resid_norm)
-
-    positive, negative = _traces(model, tokens, settings.scope, stats, progress)
-    sums = Sums.over(positive, sae, stats.mean_D), Sums.over(negative, sae, stats.mean_D)
-    scores = score(*sums, sae, edit.operation, edit.amounts(stats))
-    live_L = (stats.density_L > 0) & scores.fires_L
-    best = leading(scores.operation_L, live_L, sae.d_LD, settings.top)
-    se = _standard_errors(positive, negative, sae, scores.operation_L, live_L, edit, stats, train)
-
-    margins = Margins(model, held_out_tokens, [pair.prompt_key for pair in held_out], settings.scope)
-    towards = -scores.delta_activation_L if edit.turns_up else scores.delta_activation_L
-    effects = _effects(
-        margins,
-        lambda latents, strength: edit.rows(sae, stats, latents, strength),
-        best,
-        control=random_live(live_L, best, sums[0].phi_L + sums[1].phi_L, max(10, len(best))),
-        by_activation=leading(towards, live_L, sae.d_LD, len(best)),
-        difference_in_means=vector_rows(scores.difference_in_means_D, -1.0),
-        progress=progress,
+    saes = _load_saes(settings, identity)
+    data.tokenise(settings.model)
+    model = SplitModel.load(
+        settings.model,
+        saes[0].layer,
+        [sae.layer for sae in saes[1:]],
+        tensor_parallel=settings.tensor_parallel and processes.size > 1,
     )
-    header = Header(
-        name=settings.name,
-        behaviour=settings.behaviour,
-        created=now(),
-        model=identity,
-        sae=SAEIdentity(id=sae.id, digest=sae.digest, d_sae=sae.d_sae),
-        layer=sae.layer,
-        resid_norm=stats.resid_norm,
-        latents=tuple(
-            LatentRecord(
-                latent=latent,
-                attribution=float(scores.operation_L[latent]),
-                attribution_se=se.get(latent),
-                attribution_project=float(scores.project_L[latent]),
-                delta_activation=float(scores.delta_activation_L[latent]),
-                effect=effects.each[latent].mean,
-                effect_se=effects.each[latent].se,
-                max_activation=float(stats.max_activation_L[latent]),
-                density=float(stats.density_L[latent]),
-                strength_range=effects.safe,
-                top_tokens=sae.top_tokens.get(latent) or _promoted(model, tokenizer, sae.d_LD[latent]),
+    sites = [_with_stats(sae, model.at(sae.layer), data.held_out_tokens) for sae in saes]
+    tracing = Tracing(
+        scope=settings.scope,
+        resid_norm={sae.layer: stats.resid_norm for sae, stats in sites},
+        gradient=settings.gradient,
+        mean_D=sites[0][1].mean_D,
+    )
+    with ExitStack() as stack:
+        work = settings.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-")))
+        work /= _digest(settings, data, model, tracing)
+        train, held_out = (
+            _passes(work / side, completions, pairs, model, tracing, processes, progress, settings.batch_tokens)
+            for side, completions, pairs in (
+                ("train", data.train_tokens, data.train),
+                ("held-out", data.held_out_tokens, data.held_out),
             )
-            for latent in best
-        ),
-        vectors=(
-            VectorRecord(
-                name="difference_in_means",
-                source=f"mean residual on positive minus negative completions of {len(train)} train pairs",
-                norm=float(scores.difference_in_means_D.norm()),
-            ),
-        ),
-        edits=tuple(edit.recommended(latent) for latent in best),
-        provenance={
-            "command": settings.command,
-            "pairs": {
-                "file": settings.pairs.name,
-                "digest": file.digest,
-                "n": len(file.pairs),
-                "prompts": file.n_prompts,
-            },
-            "train_pairs": len(train),
-            "held_out_pairs": len(held_out),
-            "loss": "mean cross-entropy per completion token, nats",
-            "scope": settings.scope,
-            "scored_operation": {"operation": edit.operation, "amount": edit.amount, "unit": edit.unit},
-            "stats": stats.source,
-            "sae": list(sae.notes),
-            "max_damage": MAX_DAMAGE,
-            "effects": effects.summary(),
-            "seconds": round(time.monotonic() - started, 1),
+        )
+        task = progress.add_task("interventions", total=len(sites) * n_interventions(settings.top))
+        found: list[tuple[Ranking, Measured]] = []
+        for sae, stats in sites:
+            here = model.at(sae.layer)
+            ranking = rank(
+                train,
+                sae,
+                stats,
+                edit,
+                prompts=[pair.prompt_key for pair in data.train],
+                processes=processes,
+                top=settings.top,
+                n_encoded=model.n_parameters,
+            )
+            if settings.diff_model is not None:
+                other = SplitModel.load(settings.diff_model, sae.layer)
+                ranking.scores.by["model_diffing"] = difference(
+                    here, other, data.train_tokens, ranking.sae, settings.scope, stats.resid_norm
+                )
+            pairs = list(zip(data.held_out_tokens[0::2], data.held_out_tokens[1::2], strict=True))
+            margins = Margins(here, pairs, [pair.prompt_key for pair in data.held_out], settings.scope)
+            measured = intervene(
+                margins,
+                ranking,
+                held_out,
+                edit,
+                n_pairs=len(pairs),
+                processes=processes,
+                advance=lambda n: progress.advance(task, n),
+            )
+            if not measured.fidelity.holds and not settings.allow_low_fidelity:
+                raise FidelityError(_low_fidelity(measured, edit, ranking))
+            found.append((ranking, measured))
+    layers = [layer_summary(ranking, measured) for ranking, measured in found]
+    provenance = {
+        "command": settings.command,
+        "pairs": {
+            "file": settings.pairs.name,
+            "digest": data.file.digest,
+            "n": len(data.file.pairs),
+            "prompts": data.file.n_prompts,
         },
+        "train_pairs": len(data.train),
+        "held_out_pairs": len(data.held_out),
+        "gradient": settings.gradient
+        if settings.gradient != "integrated"
+        else f"integrated, {STEPS} steps to the mean",
+        "masked": f"position 0 and tokens with ‖h‖ > {SINK_NORM:g} × the median",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "processes": processes.size,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if settings.diff_model is not None:
+        provenance["diff_model"] = settings.diff_model
+
+    def promoted(d_D: Tensor) -> tuple[str, ...]:
+        return tuple(data.tokenizer.decode([i]) for i in model.promoted_tokens(d_D[None], 6)[0])
+
+    return tuple(
+        Result(
+            bundle_of(
+                ranking,
+                edit,
+                measured,
+                promoted,
+                name=settings.name,
+                behaviour=settings.behaviour,
+                model=identity,
+                n_train=len(data.train),
+                layers=layers,
+                provenance=provenance,
+            ),
+            ranking,
+            measured,
+        )
+        for ranking, measured in found
     )
-    return Result(_bundle(header, sae, stats, best, scores.difference_in_means_D), effects, scores)
 
 
 def _check_name(name: str) -> None:
@@ -191,80 +238,83 @@ def _check_name(name: str) -> None:
         ) from e
 
 
-def _traces(
-    model: SplitModel, tokens: list[tuple[Completion, Completion]], scope: Scope, stats: Stats, progress: Progress
-) -> tuple[list[Trace], list[Trace]]:
-    """Traces of the positive and of the negative completions, pair by pair."""
-    completions = [completion for pair in tokens for completion in pair]
-    task = progress.add_task("gradients", total=len(completions))
-    found = traces(
-        model,
-        completions,
-        scope=scope,
-        resid_norm=stats.resid_norm,
-        advance=lambda n: progress.advance(task, n),
+def _load_saes(settings: Settings, identity: ModelIdentity) -> list[SAE]:
+    """The SAEs, lowest hook point first, each fit for the model and for a bundle."""
+    saes = sorted((SAE.load(source) for source in settings.saes), key=lambda sae: sae.layer)
+    layers = [sae.layer for sae in saes]
+    if len(set(layers)) < len(layers):
+        raise SettingsError(f"the SAEs read blocks {layers}; give at most one for each block")
+    if len(saes) > 1 and settings.gradient == "integrated":
+        raise SettingsError(
+            "integrated gradients follow a path of their own at each hook point; give one SAE at a time"
+        )
+    for sae in saes:
+        sae.check_model(identity)
+        if sae.normalisation != "none":
+            raise SAEError(
+                f"SAE {sae.id} cannot become a bundle, whose rows are read alone: {sae.unreadable}; give another"
+            )
+    return saes
+
+
+def _with_stats(sae: SAE, model: SplitModel, held_out: list[Completion]) -> tuple[SAE, Stats]:
+    """An SAE whose latents can be read alone, and its stats."""
+    sae = sae.on(model.device)
+    h_ND, resid_norm = residuals(model, held_out)
+    if sae.k is not None:
+        sae, agreement = sae.thresholded(h_ND)
+        if agreement < MIN_AGREEMENT:
+            raise SAEError(f"SAE {sae.id}: {sae.notes[-1]}, below {MIN_AGREEMENT:.0%}; give one with a threshold")
+    return sae, sae.stats or measure_stats(sae, h_ND, resid_norm)
+
+
+def _digest(settings: Settings, data: _Data, model: SplitModel, tracing: Tracing) -> str:
+    """The name of what passes depend on."""
+    mean = tracing.mean_D if tracing.gradient == "integrated" else None
+    return digest_of(
+        model=model.identity.fingerprint,
+        dtype=str(model.dtype),
+        layers=[model.layer, *model.above],
+        train=[[*c.ids, c.n_prompt] for c in data.train_tokens],
+        held_out=[[*c.ids, c.n_prompt] for c in data.held_out_tokens],
+        scope=tracing.scope,
+        gradient=tracing.gradient,
+        resid_norm=list(tracing.resid_norm.values()),
+        mean=None if mean is None else mean.tolist(),
+        left_alone=sorted(tracing.left_alone),
+        batch_tokens=settings.batch_tokens,
     )
-    return found[0::2], found[1::2]
 
 
-def _standard_errors(
-    positive: list[Trace],
-    negative: list[Trace],
-    sae: SAE,
-    score_L: Tensor,
-    live_L: Tensor,
-    edit: Authored,
-    stats: Stats,
-    train: list[Pair],
-) -> dict[int, float]:
-    """Standard errors of the leading live latents' scores, clustered by prompt."""
-    order = score_L.where(live_L, score_L.new_tensor(float("-inf"))).argsort(descending=True)
-    latents = order[: min(N_STANDARD_ERRORS, int(live_L.sum()))]
-    each = pair_scores(positive, negative, sae, latents, edit.operation, edit.amounts(stats), stats.mean_D)
-    errors_C = clustered_se(each.operation_PC, [pair.prompt_key for pair in train])
-    return dict(zip(latents.tolist(), errors_C.tolist(), strict=True))
-
-
-def _effects(
-    margins: Margins,
-    rows_of: Callable[[list[int], float], Rows],
-    best: list[int],
-    *,
-    control: list[int],
-    by_activation: list[int],
-    difference_in_means: Rows,
+def _passes(
+    folder: Path,
+    completions: list[Completion],
+    pairs: list[Pair],
+    model: SplitModel,
+    tracing: Tracing,
+    processes: Processes,
     progress: Progress,
-) -> Effects:
-    """Intervene on the leading latents and on everything that they are held against."""
-    task = progress.add_task("interventions", total=len(best) + len(STRENGTHS) + len(control) + 3)
-
-    def effect(rows: Rows) -> Effect:
-        progress.advance(task)
-        return margins.effect(rows)
-
-    return Effects(
-        each={latent: effect(rows_of([latent], 1.0)) for latent in best},
-        together={strength: effect(rows_of(best, strength)) for strength in STRENGTHS},
-        random=tuple(effect(rows_of([latent], 1.0)) for latent in control),
-        random_together=effect(rows_of(control[: len(best)], 1.0)),
-        delta_activation=effect(rows_of(by_activation, 1.0)),
-        difference_in_means=effect(difference_in_means),
-    )
-
-
-def _promoted(model: SplitModel, tokenizer: Any, d_D: Tensor) -> tuple[str, ...]:
-    """The tokens whose logits a direction raises most."""
-    return tuple(tokenizer.decode([i]) for i in model.promoted_tokens(d_D[None], 6)[0])
+    batch_tokens: int,
+) -> Passes:
+    """The passes over some pairs, made where they are not there yet."""
+    task = progress.add_task(f"gradients, {folder.name}", total=len(completions))
+    passes = Passes(folder, completions, processes, device=model.device, batch_tokens=batch_tokens)
+    n_processes = processes.size if processes.sharing else 1
+    try:
+        passes.make(model, tracing, lambda n: progress.advance(task, n * n_processes))
+    except GradientError as e:
+        pair, kind = pairs[e.completion // 2], ("positive", "negative")[e.completion % 2]
+        raise GradientError(
+            e.completion,
+            f"the gradient of pair {pair.id!r}, {kind} completion, is not finite; remove the pair, or run the model in fp32",
+        ) from e
+    return passes
 
 
-def _bundle(header: Header, sae: SAE, stats: Stats, latents: list[int], difference_in_means_D: Tensor) -> Bundle:
-    d_KD = sae.d_LD[latents]
-    return Bundle(
-        header,
-        decoder=d_KD.numpy(),
-        encoder=sae.e_LD[latents].numpy(),
-        bias=sae.b_L[latents].numpy(),
-        threshold=sae.theta_L[latents].numpy(),
-        baseline=(project_rows(d_KD)[0] @ stats.mean_D).numpy(),
-        vectors=difference_in_means_D[None].numpy(),
+def _low_fidelity(measured: Measured, edit: Authored, ranking: Ranking) -> str:
+    fidelity = measured.fidelity
+    return (
+        f"the predictions do not hold at block {ranking.sae.layer}: predicted and measured effects of "
+        f"{len(fidelity.points)} latents correlate at {fidelity.pearson:.2f}, below {MIN_PEARSON}; try a smaller --amount or "
+        f"another --operation than {edit.operation}, or write it anyway, marked as failed, with --allow-low-fidelity"
     )

@@ -73,11 +73,54 @@ class SAE:
     """What is done to each token before the encoder, where it cannot be folded."""
     notes: tuple[str, ...] = ()
     """What was done to read it, for people."""
+    held_K: Tensor | None = None
+    """Which latents of the SAE these rows are, where they are not all."""
+    n_latents: int = 0
+    """Latents of the whole SAE, where these rows are not all."""
 
     @property
     def d_sae(self) -> int:
-        """Number of latents."""
+        """Number of latents that are held."""
         return len(self.d_LD)
+
+    @property
+    def n_all(self) -> int:
+        """Number of latents of the whole SAE."""
+        return self.n_latents or self.d_sae
+
+    def name(self, latent: int) -> int:
+        """The number that the whole SAE gives to a row held here."""
+        return latent if self.held_K is None else int(self.held_K[latent])
+
+    def narrowed(self, latents: Tensor) -> SAE:
+        """The rows of some latents alone, in memory.
+
+        Raises:
+            SAEError: a latent counts only by comparison with all others.
+        """
+        if self.k is not None:
+            raise SAEError(f"SAE {self.id} cannot be narrowed to some latents: {self.unreadable}")
+        return replace(
+            self,
+            e_LD=self.e_LD[latents],
+            b_L=self.b_L[latents],
+            theta_L=self.theta_L[latents],
+            d_LD=self.d_LD[latents],
+            stats=self.stats and self.stats.narrowed(latents),
+            held_K=latents if self.held_K is None else self.held_K[latents],
+            n_latents=self.n_all,
+        )
+
+    def on(self, device: torch.device) -> SAE:
+        """The same with what is in memory on another device; what is mapped goes there a block at a time."""
+        return replace(
+            self,
+            e_LD=self.e_LD.to(device) if isinstance(self.e_LD, Tensor) else self.e_LD,
+            b_L=self.b_L.to(device),
+            theta_L=self.theta_L.to(device),
+            d_LD=self.d_LD.to(device) if isinstance(self.d_LD, Tensor) else self.d_LD,
+            stats=self.stats and self.stats.on(device),
+        )
 
     @property
     def unreadable(self) -> str | None:
@@ -136,7 +179,8 @@ class SAE:
                 token, latent = (x_TK > self.theta_L[block]).nonzero(as_tuple=True)
                 parts.append(Active(token, latent + block.start, x_TK[token, latent]))
             return Active(*(torch.cat(part) for part in zip(*parts, strict=True)))
-        top_Tk, latent_Tk = n_TD.new_empty(len(n_TD), 0), torch.empty(len(n_TD), 0, dtype=torch.long)
+        top_Tk = n_TD.new_empty(len(n_TD), 0)
+        latent_Tk = torch.empty(len(n_TD), 0, dtype=torch.long, device=n_TD.device)
         for block in blocks(self.e_LD):
             x_TK, i_TK = self._before(n_TD, block).topk(min(self.k, block.stop - block.start), dim=1)
             x_TK, i_TK = torch.cat([top_Tk, x_TK], 1), torch.cat([latent_Tk, i_TK + block.start], 1)
@@ -151,7 +195,7 @@ class SAE:
             x_TK = self._before(_normalised(h_TD.float(), self.normalisation), latents)
             return torch.where(x_TK > self.theta_L[latents], x_TK, 0.0)
         token, latent, phi = self.active(h_TD)
-        phi_TL = torch.zeros(len(h_TD), self.d_sae)
+        phi_TL = phi.new_zeros(len(h_TD), self.d_sae)
         phi_TL[token, latent] = phi
         return phi_TL if latents is None else phi_TL[:, latents]
 
@@ -192,7 +236,7 @@ class SAE:
 
     def _before(self, n_TD: Tensor, which: slice | Tensor) -> Tensor:
         """x [T, K] of some latents, before the activation function."""
-        return torch.addmm(self.b_L[which], n_TD, self.e_LD[which].T)
+        return torch.addmm(self.b_L[which], n_TD, self.e_LD[which].to(n_TD.device).T)
 
 
 def _in_memory(matrix: Stored) -> Matrix:

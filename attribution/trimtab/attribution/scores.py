@@ -6,169 +6,181 @@ To first order an edit Δ changes the loss by Σ_t g_t · Δ(h_t). With Δ = (α
     −uᵀ M u,  M = Σ_t g_t (a_t − ā)ᵀ                      project to the baseline ā: a quadratic form, u = d / ‖d‖
 
 so a D × D matrix accumulated once over all tokens scores the projection of *all* latents (Dupré la Tour and Mossing, Dec 2025,
-whose Δ-attribution this is). Sums run over the tokens of a completion, whose loss is a mean per token; completions are averaged;
-**Δ** is positive minus negative. Above 0 the edit works against the behaviour: the loss of the completions that show it rises
-more than the loss of those that lack it. For an edit that removes, that is a latent which *causes* the behaviour; for one that
-turns up, a latent which *opposes* it. Unit: nats per completion token.
+whose Δ-attribution this is). **Δ** is positive minus negative. Above 0 the edit works against the behaviour: the loss of the
+completions that show it rises more than the loss of those that lack it. For an edit that removes, that is a latent which *causes*
+the behaviour; for one that turns up, a latent which *opposes* it. Unit: nats per completion token.
 
-Axes: N tokens of a trace, D d_model, L latents, C chosen latents, P pairs.
+Beside the operations stand the scores that predict no edit: Δ-activation, and model diffing (`diffing`).
+
+Axes: N tokens of a pass, D d_model, L latents, C chosen latents, P pairs, 2 the kinds (positive, negative).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trimtab.attribution.edit import Operation, coefficients
-from trimtab.attribution.gradients import Trace
+from trimtab.attribution.edit import OPERATIONS, Operation, coefficients
+from trimtab.attribution.gradients import Factors
+from trimtab.attribution.matrix import Matrix, blocks
+from trimtab.attribution.moments import Firings, Moments
 from trimtab.attribution.sae import SAE
 
-__all__ = ["PairScores", "Scores", "Sums", "clustered_se", "naive_project", "pair_scores", "row_coefficients", "score"]
+__all__ = ["Directions", "Method", "Scores", "completion_scores", "naive_project", "row_coefficients", "score"]
+
+Method = Literal["add", "ablate", "clamp", "scale", "project", "delta_activation", "model_diffing"]
+"""What a latent is scored by: an operation, or what stands beside."""
+TRIANGLE, ROWS = 128, 1024
+"""Rows of a block of the triangle, and of the decoder that meet it at a time: what stays in a processor's cache."""
 
 
-@dataclass
-class Sums:
-    """What is accumulated over the completions of one kind; every field is a mean over completions."""
+@dataclass(frozen=True)
+class Directions:
+    """What the moments say of every decoder direction; no encoder is needed."""
 
-    M_DD: Tensor
-    """Σ_t g_t (a_t − ā)ᵀ, fp64."""
-    g_D: Tensor
-    """Σ_t g_t."""
-    gphi_L: Tensor
-    """Σ_t (g_t · d) φ(a_t)."""
-    phi_L: Tensor
-    """Mean activation over the completion's tokens."""
-    a_D: Tensor
-    """Mean residual activation over the completion's tokens."""
-    fires_L: Tensor
-    """Whether the latent fired at all."""
+    project_L: Tensor
+    """Δ-attribution of the projection, −uᵀMu: the post's score."""
+    gradient_L: Tensor
+    """d · Σg, signed: Δ-attribution of adding one SAE unit."""
+    projection_L: Tensor
+    """(mean activation on the positives − ā) · u. Where it is below 0 and `project_L` is above, it is the *absence* of d that
+    supports the behaviour: steer along its sign."""
 
     @classmethod
-    def over(cls, traces: Sequence[Trace], sae: SAE, mean_D: Tensor) -> Sums:
-        """Accumulate the traces of one kind of completion."""
-        n_latents, d_model = sae.d_LD.shape
-        zeros_D, zeros_L = torch.zeros(d_model, dtype=torch.float64), torch.zeros(n_latents, dtype=torch.float64)
-        sums = cls(
-            torch.zeros(d_model, d_model, dtype=torch.float64),
-            zeros_D,
-            zeros_L,
-            zeros_L.clone(),
-            zeros_D.clone(),
-            zeros_L > 0,
-        )
-        weight = 1 / max(len(traces), 1)
-        for a_ND, g_ND, _ in traces:
-            a64_ND, g64_ND = a_ND.double(), g_ND.double()
-            sums.M_DD += weight * (g64_ND.T @ (a64_ND - mean_D.double()))
-            sums.g_D += weight * g64_ND.sum(0)
-            sums.a_D += weight * a64_ND.mean(0)
-            phi_NL = sae.encode(a_ND)
-            token, latent = phi_NL.nonzero(as_tuple=True)
-            phi = phi_NL[token, latent].double()
-            g_dot_d = (g_ND[token] * sae.d_LD[latent]).sum(1).double()
-            sums.gphi_L.index_add_(0, latent, weight * phi * g_dot_d)
-            sums.phi_L.index_add_(0, latent, weight * phi / len(a_ND))
-            sums.fires_L[latent] = True
-        return sums
+    def of(cls, moments: Moments, d_LD: Matrix, mean_D: Tensor) -> Directions:
+        """One pass over the decoder, a block of rows at a time."""
+        T_DD, g_D = _triangle(moments.M_DD), moments.g_D.float()
+        away_D = moments.a_2D[0].float() - mean_D
+        found = []
+        for block in blocks(d_LD, ROWS):
+            d_KD = d_LD[block].to(T_DD.device)
+            norm_K = torch.linalg.vector_norm(d_KD, dim=1).clamp_min(torch.finfo(torch.float32).tiny ** 0.5)
+            project_K = -_quadratic_form(d_KD, T_DD) / norm_K.square()
+            found.append((project_K, d_KD @ g_D, d_KD @ away_D / norm_K))
+        return cls(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def _triangle(M_DD: Tensor) -> Tensor:
+    """The upper triangular T [D, D], fp32, whose quadratic form is that of M: each pair of entries meets the same product."""
+    return (M_DD.triu() + M_DD.tril(-1).T).float()
+
+
+def _quadratic_form(d_KD: Tensor, T_DD: Tensor) -> Tensor:
+    """dᵀTd [K], leaving out the blocks below the diagonal: little more than half of the arithmetic."""
+    total_K = d_KD.new_zeros(len(d_KD))
+    for start in range(0, len(T_DD), TRIANGLE):
+        rows = slice(start, start + TRIANGLE)
+        total_K += torch.linalg.vecdot(d_KD[:, rows] @ T_DD[rows, start:], d_KD[:, start:])
+    return total_K
 
 
 @dataclass(frozen=True)
 class Scores:
     """Every latent's scores; Δ is positive minus negative."""
 
-    project_L: Tensor
-    """Δ-attribution of the projection, unit directions: the post's score."""
-    operation_L: Tensor
-    """Δ-attribution of the operation that is served."""
-    delta_activation_L: Tensor
-    """Mean activation on positive minus on negative completions, SAE units."""
-    difference_in_means_D: Tensor
-    """Mean residual activation on positive minus on negative completions."""
+    operation: Operation
+    """What is served."""
+    by: dict[Method, Tensor]
+    """[L] each: project, ablate and add, the operation that is served, Δ-activation, and model diffing where it was asked for."""
+    projection_L: Tensor
+    """Which side of the mean the positives are on, along each unit direction."""
+    activation_L: Tensor
+    """Mean activation on all completions, SAE units."""
     fires_L: Tensor
     """Whether the latent fires on any completion of a pair."""
+    difference_in_means_D: Tensor
+    """Mean residual activation on positive minus on negative completions."""
+
+    @property
+    def operation_L(self) -> Tensor:
+        """Δ-attribution of the operation that is served."""
+        return self.by[self.operation]
+
+    @property
+    def project_L(self) -> Tensor:
+        """Δ-attribution of the projection: the post's score."""
+        return self.by["project"]
+
+    @property
+    def delta_activation_L(self) -> Tensor:
+        """Mean activation on positive minus on negative completions, SAE units."""
+        return self.by["delta_activation"]
 
 
-def score(positive: Sums, negative: Sums, sae: SAE, operation: Operation, amount_L: Tensor) -> Scores:
-    """Scores from the two accumulators; `amount_L` is the operation's amount for each latent, SAE units."""
-    d_LD = sae.d_LD[:].double()
-    u_LD = d_LD / d_LD.norm(dim=1, keepdim=True)
-    project_L = -((u_LD @ (positive.M_DD - negative.M_DD)) * u_LD).sum(1)
-    if operation == "project":
-        operation_L = project_L
-    else:
-        alpha_L, beta_L = row_coefficients(operation, amount_L)
-        direct_L = d_LD @ (positive.g_D - negative.g_D)
-        operation_L = alpha_L.double() * direct_L + beta_L.double() * (positive.gphi_L - negative.gphi_L)
+def score(
+    moments: Moments,
+    firings: Firings,
+    sae: SAE,
+    operation: Operation,
+    amount_L: Tensor,
+    mean_D: Tensor,
+    directions: Directions | None = None,
+) -> Scores:
+    """Every latent's scores; `amount_L` is the amount of `operation` for each latent, SAE units.
+
+    Of the operations that are not served, `add` is scored at one SAE unit and clamp and scale not at all.
+    """
+    directions = directions or Directions.of(moments, sae.d_LD, mean_D)
+    by: dict[Method, Tensor] = {"project": directions.project_L.double()}
+    for name in OPERATIONS:
+        if name == operation != "project" or name in ("ablate", "add"):
+            amount = amount_L if name == operation else torch.ones_like(amount_L)
+            alpha_L, beta_L = row_coefficients(name, amount)
+            by[name] = alpha_L.double() * directions.gradient_L.double() + beta_L.double() * firings.gphi_L
+    by["delta_activation"] = firings.phi_2L[0] - firings.phi_2L[1]
     return Scores(
-        project_L=project_L,
-        operation_L=operation_L,
-        delta_activation_L=positive.phi_L - negative.phi_L,
-        difference_in_means_D=(positive.a_D - negative.a_D).float(),
-        fires_L=positive.fires_L | negative.fires_L,
+        operation=operation,
+        by=by,
+        projection_L=directions.projection_L,
+        activation_L=firings.phi_2L.mean(0),
+        fires_L=firings.n_L > 0,
+        difference_in_means_D=(moments.a_2D[0] - moments.a_2D[1]).float(),
     )
 
 
 def row_coefficients(operation: Operation, amount_L: Tensor) -> tuple[Tensor, Tensor]:
-    """(α, β) of one row per latent at strength 1."""
-    pairs = [coefficients(operation, amount=float(amount), strength=1.0) for amount in amount_L]
-    return torch.tensor([alpha for alpha, _ in pairs]), torch.tensor([beta for _, beta in pairs])
+    """(α, β) of one row per latent at strength 1: both are linear in the amount."""
+    at_0, at_1 = (coefficients(operation, amount=amount, strength=1.0) for amount in (0.0, 1.0))
+    alpha_L, beta_L = (zero + (one - zero) * amount_L for zero, one in zip(at_0, at_1, strict=True))
+    return alpha_L, beta_L
 
 
-@dataclass(frozen=True)
-class PairScores:
-    """Scores of chosen latents, pair by pair."""
-
-    project_PC: Tensor
-    operation_PC: Tensor
-
-
-def pair_scores(
-    positive: Sequence[Trace],
-    negative: Sequence[Trace],
+def completion_scores(
+    passes: Iterable[Factors],
     sae: SAE,
     latents: Tensor,
     operation: Operation,
     amount_L: Tensor,
     mean_D: Tensor,
-) -> PairScores:
-    """The scores of `latents` for every single pair, for standard errors."""
-    d_CD = sae.d_LD[latents]
-    u_CD = d_CD / d_CD.norm(dim=1, keepdim=True)
+    n_completions: int,
+) -> Tensor:
+    """The operation's predicted change of each completion's loss [n_completions, C], fp64; a pair is two rows in turn."""
+    d_CD = sae.d_LD[latents].to(mean_D.device)
+    u_CD = d_CD / torch.linalg.vector_norm(d_CD, dim=1, keepdim=True)
     alpha_C, beta_C = row_coefficients(operation, amount_L[latents])
-
-    def of(trace: Trace) -> tuple[Tensor, Tensor]:
-        project_C = -((trace.g_ND @ u_CD.T) * ((trace.a_ND - mean_D) @ u_CD.T)).sum(0)
-        phi_NC = sae.encode(trace.a_ND, latents)
-        operation_C = ((trace.g_ND @ d_CD.T) * (alpha_C + beta_C * phi_NC)).sum(0)
-        return project_C, project_C if operation == "project" else operation_C
-
-    rows = [(of(p), of(n)) for p, n in zip(positive, negative, strict=True)]
-    return PairScores(
-        project_PC=torch.stack([p[0] - n[0] for p, n in rows]),
-        operation_PC=torch.stack([p[1] - n[1] for p, n in rows]),
-    )
-
-
-def clustered_se(values_PC: Tensor, clusters: Sequence[str]) -> Tensor:
-    """Standard error [C] of the mean over pairs; pairs of one prompt are one cluster, as they are not independent."""
-    names = sorted(set(clusters))
-    index_P = torch.tensor([names.index(c) for c in clusters])
-    values_PC = values_PC.double()
-    residual_PC = values_PC - values_PC.mean(0)
-    sums_KC = torch.zeros(len(names), values_PC.shape[1], dtype=torch.float64).index_add_(0, index_P, residual_PC)
-    correction = len(names) / max(len(names) - 1, 1)
-    return (sums_KC.square().sum(0) * correction).sqrt() / len(values_PC)
+    total = torch.zeros(n_completions, len(latents), dtype=torch.float64, device=mean_D.device)
+    for factors in passes:
+        a_ND, g_ND = factors.a_ND.float(), factors.g_ND.float()
+        if operation == "project":
+            value_NC = -(g_ND @ u_CD.T) * ((a_ND - mean_D) @ u_CD.T)
+        elif bool(beta_C.any()):
+            value_NC = (g_ND @ d_CD.T) * (alpha_C + beta_C * sae.encode(a_ND, latents))
+        else:
+            value_NC = (g_ND @ d_CD.T) * alpha_C
+        total.index_add_(0, factors.of_N, value_NC.double())
+    return total
 
 
-def naive_project(traces: Sequence[Trace], sae: SAE, mean_D: Tensor) -> Tensor:
-    """−Σ_t (g_t · u)((a_t − ā) · u) [L] latent by latent and token by token: the definition, and the oracle of the tests."""
+def naive_project(passes: Iterable[Factors], sae: SAE, mean_D: Tensor, n_pairs: int) -> Tensor:
+    """−Σ_t (g_t · u)((a_t − ā) · u) [L], signed, token by token and latent by latent: the definition, and the oracle of tests."""
     d_LD = sae.d_LD[:]
-    u_LD = d_LD / d_LD.norm(dim=1, keepdim=True)
+    u_LD = d_LD / torch.linalg.vector_norm(d_LD, dim=1, keepdim=True)
     total_L = torch.zeros(len(u_LD), dtype=torch.float64)
-    for a_ND, g_ND, _ in traces:
-        for a_D, g_D in zip(a_ND, g_ND, strict=True):
-            total_L -= ((u_LD @ g_D) * (u_LD @ (a_D - mean_D))).double()
-    return total_L / len(traces)
+    for a_ND, g_ND, of_N in passes:
+        for a_D, g_D, of in zip(a_ND, g_ND, of_N.tolist(), strict=True):
+            total_L -= (-1) ** of * ((u_LD @ g_D) * (u_LD @ (a_D - mean_D))).double() / n_pairs
+    return total_L

@@ -32,7 +32,7 @@ def leading(score_L: Tensor, live_L: Tensor, d_LD: Matrix, n: int, max_cosine: f
     chosen: list[int] = []
     units: list[Tensor] = []
     for latent in ranked_L[: int(live_L.sum())].tolist():
-        u_D = d_LD[latent] / d_LD[latent].norm()
+        u_D = torch.nn.functional.normalize(d_LD[latent], dim=0)
         if units and float((torch.stack(units) @ u_D).max()) > max_cosine:
             continue
         chosen.append(latent)

@@ -7,7 +7,7 @@ are measured on the run's held-out pairs, and the bundle says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,15 @@ class Stats:
     source: str
     """Where the numbers come from, for people."""
 
+    def on(self, device: torch.device) -> Stats:
+        """The same on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("mean_D", "density_L", "max_activation_L")}
+        return replace(self, **moved)
+
+    def narrowed(self, latents: Tensor) -> Stats:
+        """Those of some latents alone."""
+        return replace(self, density_L=self.density_L[latents], max_activation_L=self.max_activation_L[latents])
+
 
 def read_stats(folder: Path, n_latents: int, d_model: int) -> Stats | None:
     """The stats beside an SAE; None where there are none.
@@ -72,11 +81,11 @@ def read_stats(folder: Path, n_latents: int, d_model: int) -> Stats | None:
 def residuals(model: SplitModel, completions: Sequence[Completion]) -> tuple[Tensor, float]:
     """The stream [N, D] at every token of the completions but the sinks, and the median norm."""
     parts = []
-    for batch in batches(completions, 16):
+    for batch in batches(completions):
         h_BTD = model.lower(pad([completions[i] for i in batch]))
         parts += [h_BTD[row, positions(completions[i], "all")] for row, i in enumerate(batch)]
-    h_ND = torch.cat(parts)
-    norm_N = h_ND.norm(dim=-1)
+    h_ND = torch.cat(parts).float()
+    norm_N = torch.linalg.vector_norm(h_ND, dim=-1)
     median = float(norm_N.median())
     return h_ND[norm_N <= SINK_NORM * median], median
 
@@ -88,6 +97,6 @@ def measure_stats(sae: SAE, h_ND: Tensor, resid_norm: float) -> Stats:
         mean_D=h_ND.mean(0),
         resid_norm=resid_norm,
         density_L=torch.bincount(latent, minlength=sae.d_sae) / len(h_ND),
-        max_activation_L=torch.zeros(sae.d_sae).scatter_reduce_(0, latent, phi, "amax"),
+        max_activation_L=phi.new_zeros(sae.d_sae).scatter_reduce_(0, latent, phi, "amax"),
         source=f"{len(h_ND)} tokens of the held-out pairs, as the SAE folder has no stats.safetensors",
     )

@@ -3,7 +3,7 @@
 The measure is the log-probability margin of the positive over the negative completion, mean per token, under the edit minus
 without it: an effect below 0 steers away from the behaviour. The residual stream at the hook point is computed once, and so are
 the keys and values of every token before the first edited one; since an edit acts there and nowhere below, each edit costs one
-pass of the edited tokens through the upper blocks, and is exact.
+pass of the edited tokens through the upper blocks, many edits in one batch, and is exact.
 
 Teacher-forced margins are cheap and smooth, but sampled text is what a user reads: judge an edit by both.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 
 from trimtab.attribution.edit import Rows, delta
-from trimtab.attribution.gradients import Scope, losses, positions
+from trimtab.attribution.gradients import BATCH_TOKENS, Scope, losses, positions
 from trimtab.attribution.model import Prefix, SplitModel, pad
 from trimtab.attribution.pairs import Completion
-from trimtab.attribution.scores import clustered_se
+from trimtab.attribution.uncertainty import clustered_se
 
 __all__ = ["MAX_DAMAGE", "STRENGTHS", "Effect", "Effects", "Margins"]
 
@@ -104,29 +105,42 @@ class Margins:
         self._groups = [self._group(indices, scope) for indices in by_prompt.values()]
         self._loss_2P = torch.zeros(len(self._completions), dtype=torch.float64)
         for group in self._groups:
-            self._recompute(self._loss_2P, group, dict(zip(group.indices, group.h, strict=True)))
+            streams = {(0, i): h_TD for i, h_TD in zip(group.indices, group.h, strict=True)}
+            self._recompute(self._loss_2P[None], group, streams)
 
     def effect(self, rows: Rows) -> Effect:
         """The effect of applying `rows` at every position of the scope."""
-        loss_2P, norm = self._loss_2P.clone(), 0.0
+        return self.effects([rows])[0]
+
+    def effects(self, edits: Sequence[Rows]) -> list[Effect]:
+        """The effect of each edit alone; the completions of one prompt go through the upper blocks together, under all edits."""
+        loss_E2P, norm_E = self._loss_2P.repeat(len(edits), 1), [0.0] * len(edits)
         for group in self._groups:
-            edited = {}
-            for i, h_TD in zip(group.indices, group.h, strict=True):
+            streams: dict[tuple[int, int], Tensor] = {}
+            for (i, h_TD), (e, rows) in product(zip(group.indices, group.h, strict=True), enumerate(edits)):
                 delta_ND = delta(h_TD[group.first :], rows)
                 if not bool(delta_ND.any()):
                     continue  # No edited latent fires: the loss cannot change.
-                edited[i] = torch.cat([h_TD[: group.first], h_TD[group.first :] + delta_ND])
-                norm = max(norm, float((delta_ND.norm(dim=-1) / h_TD[group.first :].norm(dim=-1)).max()))
-            self._recompute(loss_2P, group, edited)
-        change_P2 = (loss_2P - self._loss_2P).view(-1, 2)
-        margin_P = change_P2[:, 1] - change_P2[:, 0]
-        return Effect(
-            mean=float(margin_P.mean()),
-            se=float(clustered_se(margin_P[:, None], self._prompts)[0]),
-            positive=float(change_P2[:, 0].mean()),
-            negative=float(change_P2[:, 1].mean()),
-            max_relative_norm=norm,
-        )
+                streams[e, i] = torch.cat([h_TD[: group.first], h_TD[group.first :] + delta_ND]).to(h_TD.dtype)
+                norm_N = torch.linalg.vector_norm(delta_ND, dim=-1) / h_TD[group.first :].float().norm(dim=-1)
+                norm_E[e] = max(norm_E[e], float(norm_N.max()))
+                if sum(map(len, streams.values())) >= BATCH_TOKENS:
+                    self._recompute(loss_E2P, group, streams)
+                    streams = {}
+            self._recompute(loss_E2P, group, streams)
+        change_EP2 = (loss_E2P - self._loss_2P).view(len(edits), -1, 2)
+        margin_EP = change_EP2[:, :, 1] - change_EP2[:, :, 0]
+        se_E = clustered_se(margin_EP.T, self._prompts)
+        return [
+            Effect(
+                mean=float(margin_EP[e].mean()),
+                se=float(se_E[e]),
+                positive=float(change_EP2[e, :, 0].mean()),
+                negative=float(change_EP2[e, :, 1].mean()),
+                max_relative_norm=norm_E[e],
+            )
+            for e in range(len(edits))
+        ]
 
     def _group(self, indices: list[int], scope: Scope) -> _Group:
         """Completions of one prompt; of the tokens that the scope leaves alone only keys and values are kept."""
@@ -138,12 +152,13 @@ class Margins:
         return _Group(indices, prefix, h, first - start)
 
     @torch.no_grad()
-    def _recompute(self, loss_2P: Tensor, group: _Group, streams: dict[int, Tensor]) -> None:
-        """Put into `loss_2P` the losses of the completions in `streams`, each with its own residual stream."""
+    def _recompute(self, loss_E2P: Tensor, group: _Group, streams: dict[tuple[int, int], Tensor]) -> None:
+        """Put into `loss_E2P` the losses of (edit, completion), each with its own residual stream."""
         if streams:
             h_BTD = torch.nn.utils.rnn.pad_sequence(list(streams.values()), batch_first=True)
-            chosen = [self._completions[i] for i in streams]
-            loss_2P[list(streams)] = losses(self._model, h_BTD, chosen, group.prefix).double()
+            chosen = [self._completions[i] for _, i in streams]
+            loss_B = losses(self._model, h_BTD, chosen, group.prefix).double().cpu()
+            loss_E2P[tuple(torch.tensor(list(streams)).T)] = loss_B
 
 
 class _Group(NamedTuple):

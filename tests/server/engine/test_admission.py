@@ -24,7 +24,12 @@ def config(**changes: Any) -> Any:
             hf_text_config=SimpleNamespace(num_hidden_layers=3),
             get_hidden_size=lambda: CALM.header.model.d_model,
         ),
-        "parallel_config": SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False, prefill_context_parallel_size=1),
+        "parallel_config": SimpleNamespace(
+            world_size=1,
+            distributed_executor_backend="mp",
+            enable_dbo=False,
+            prefill_context_parallel_size=1,
+        ),
         "device_config": SimpleNamespace(device_type="cpu"),
         "scheduler_config": SimpleNamespace(async_scheduling=False),
         "additional_config": None,
@@ -54,11 +59,23 @@ def test_speculation_and_asynchronous_scheduling_are_fine_apart(change: dict[str
     assert admission.refusal(PLAN.wire(), config(**change)) is None
 
 
+@pytest.mark.parametrize("backend", ["mp", "ray"])
+def test_several_ranks_are_fine_where_all_of_them_are_asked(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = config(parallel_config__world_size=4, parallel_config__distributed_executor_backend=backend)
+    assert admission.refusal(PLAN.wire(), many) is None
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
+    refused = admission.refusal(PLAN.wire(), many)
+    assert (refused is None) if backend == "mp" else "VLLM_USE_RAY_V2_EXECUTOR_BACKEND unset" in (refused or "")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model_config__runner_type": "pooling"}, "only text generation"),
-        ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
+        (
+            {"parallel_config__world_size": 2, "parallel_config__distributed_executor_backend": "external_launcher"},
+            "'external_launcher' brings the output of one rank only",
+        ),
         ({"parallel_config__enable_dbo": True}, "dual-batch overlap"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
         ({"speculative_config": object(), "scheduler_config__async_scheduling": True}, "--no-async-scheduling"),

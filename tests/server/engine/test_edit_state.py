@@ -97,6 +97,27 @@ def test_each_edit_has_its_own_scope_and_layer(state: EditState) -> None:
     assert edited == {0: set(), 1: {1, 2, 3, 4}, 2: {5}}
 
 
+def test_the_edits_of_another_pipeline_stage_are_left_to_it() -> None:
+    stage, whole = EditState([1], fresh().tables, elsewhere=[2]), fresh()
+    found = []
+    for state in (stage, whole):
+        state.arrive("r", BOTH.wire(), 6)
+        state.prepare(["r"], [0], [6])
+        for layer in state.layers:
+            state.run(layer, torch.ones(6, D), None)
+        found.append(proof.settled(state.collect()()["r"], END))
+    mine, all_of_it = found
+    point = "blocks.1.resid_post"
+    assert mine == all_of_it | {"hook_points": {point: all_of_it["hook_points"][point]}}
+
+
+def test_the_edit_of_a_layer_that_no_stage_steers_fails_the_request() -> None:
+    stage = EditState([1], fresh().tables, elsewhere=[0])
+    stage.arrive("r", BOTH.wire(), 6)
+    stage.prepare(["r"], [0], [6])
+    assert "layer 2 is not hooked" in (stage.collect()()["r"].failure or "")
+
+
 def test_rows_of_other_requests_are_left_alone(state: EditState) -> None:
     state.arrive("r", ALL.wire(), 3)
     edited, proofs = step(state, ("a", 0, 5), ("r", 0, 3), ("b", 7, 1))

@@ -11,12 +11,15 @@ from trimtab.server.errors import Unsupported
 
 def report(**changes: Any) -> dict[str, Any]:
     return {
+        "core": 0,
         "rank": 0,
+        "stage": 0,
         "plugin": PLUGIN_VERSION,
         "vllm": VLLM_VERSION,
         "runner": "v1",
         "refusal": None,
         "layers": [0, 1],
+        "elsewhere": [],
         "calls": {"0": 1, "1": 1},
         "bundles": ["sha256:a"],
         "requests": 0,
@@ -34,6 +37,20 @@ def test_proven_workers_pass() -> None:
 
 
 @pytest.mark.usefixtures("registered")
+def test_stages_together_hook_every_layer_in_each_engine_core() -> None:
+    stages = [
+        report(
+            core=core, rank=rank, stage=rank // 2, layers=own, calls=dict.fromkeys(map(str, own), 1), elsewhere=other
+        )
+        for core in (0, 1)
+        for rank, (own, other) in enumerate([([0, 1], [2]), ([0, 1], [2]), ([2], [0, 1]), ([2], [0, 1])])
+    ]
+    handshake.check(stages, ["sha256:a"])
+    # A stage may own no layer that this server steers.
+    handshake.check([report(elsewhere=[]), report(rank=1, stage=1, layers=[], calls={}, elsewhere=[0, 1])])
+
+
+@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
     ("reports", "message"),
     [
@@ -45,7 +62,14 @@ def test_proven_workers_pass() -> None:
         ([report(plugin="0.0.1")], "plugin 0.0.1"),
         ([report(vllm="0.31.0")], "vLLM 0.31.0"),
         ([report(calls={"0": 1, "1": 0})], r"layers \[1\] were not called"),
-        ([report(layers=[])], "were not called"),
+        ([report(layers=[])], "hook layers none"),
+        ([report(), report(rank=1, layers=[0])], r"worker 1 hooks layers \[0\] and another rank"),
+        ([report(), report(core=1, refusal="its layers are odd")], "worker 0 of engine core 1 cannot steer"),
+        (
+            [report(elsewhere=[2, 3]), report(rank=1, stage=1, layers=[3], calls={"3": 1}, elsewhere=[0, 1])],
+            r"stages hook layers \[0, 1, 3\], and the model has \[0, 1, 2, 3\]",
+        ),
+        ([report(elsewhere=[2]), report(core=1, layers=[2], calls={"2": 1}, elsewhere=[0, 1])], "stages hook layers"),
         ([report(bundles=[])], "does not hold bundle sha256:a"),
     ],
 )
@@ -63,8 +87,12 @@ def test_a_front_end_without_the_plugin_is_refused(monkeypatch: pytest.MonkeyPat
 class Mute:
     """An engine whose workers know no trimtab: what vLLM raises for an unknown RPC."""
 
-    async def collective_rpc(self, method: str) -> list[Any]:
-        raise AttributeError(f"'CPUWorker' object has no attribute '{method}'")
+    @property
+    def engine_core(self) -> "Mute":
+        return self
+
+    async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
+        raise AttributeError(f"'CPUWorker' object has no attribute '{args[0]}'")
 
 
 async def test_workers_without_the_plugin_are_refused() -> None:

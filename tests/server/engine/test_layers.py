@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from trimtab.server.engine.layers import KINDS, find
+from trimtab.server.engine.layers import KINDS, elsewhere, find
 from trimtab.server.errors import Unsupported
 
 
@@ -28,8 +28,13 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hook_points_carry_the_global_index_of_the_layers_that_this_rank_owns() -> None:
-    points = find(stack(PPMissingLayer(), Known(), Known()))
-    assert [(point.layer, point.kind) for point in points] == [(1, "pair"), (2, "pair")]
+    model = stack(PPMissingLayer(), Known(), Known())
+    assert [(point.layer, point.kind) for point in find(model)] == [(1, "pair"), (2, "pair")]
+    assert elsewhere(model) == [0]
+
+
+def test_a_pipeline_stage_may_own_none_of_the_steerable_layers() -> None:
+    assert find(stack(PPMissingLayer(), Known()), [0]) == []
 
 
 def test_steerable_layers_can_be_restricted() -> None:

@@ -2,7 +2,7 @@
 
     every process  plugin: the entry point        pin: the one vLLM release it fits      wire: plans decoded and resolved
     front end      admission: plans are checked   bundles: loaded into every worker      handshake: every worker proves its hooks
-    EngineCore     prefix_cache: block keys carry the edit                               proof: from the worker to the reply
+    EngineCore     prefix_cache: block keys carry the edit   ranks: one report of all    proof: from the worker to the reply
     worker         worker: install, RPC methods   layers: which can be hooked, and how   op: the opaque operator on each layer
                    runner_v1, runner_v2: which rows does this step run, for whom         edit_state: requests, and a step's work
                    tables: rows of the formula    work: applied to a step's rows         device_path: the same in a CUDA graph

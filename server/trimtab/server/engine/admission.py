@@ -23,9 +23,10 @@ def obstacle(config: Any) -> str | None:
     parallel = config.parallel_config
     if config.model_config.runner_type != "generate":
         return f"the model is served as {config.model_config.runner_type!r}; only text generation can be steered"
-    if parallel.pipeline_parallel_size > 1:
+    if parallel.world_size > 1 and not _asks_every_rank(parallel.distributed_executor_backend):
         return (
-            "pipeline parallelism is on, and proofs of its stages are not collected; use --tensor-parallel-size instead"
+            f"the executor {parallel.distributed_executor_backend!r} brings the output of one rank only, so the others prove "
+            "nothing; start with --distributed-executor-backend mp, or with ray and VLLM_USE_RAY_V2_EXECUTOR_BACKEND unset"
         )
     if parallel.enable_dbo:
         return "dual-batch overlap splits the rows of a step; start without --enable-dbo"
@@ -41,6 +42,13 @@ def obstacle(config: Any) -> str | None:
     if config.kv_transfer_config is not None:
         return "an external KV store does not see the edit in its keys; start without --kv-transfer-config"
     return None
+
+
+def _asks_every_rank(backend: Any) -> bool:
+    """Whether it is an executor of the kind that `ranks` patches."""
+    import vllm.envs
+
+    return backend == "mp" or (backend == "ray" and bool(vllm.envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND))
 
 
 def refusal(wire: Any, config: Any) -> str | None:

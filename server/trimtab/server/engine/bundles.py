@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Loaded",
+    "everywhere",
     "load_bundle",
     "loaded",
     "patch",
@@ -68,7 +69,7 @@ async def load_bundle(engine: "EngineClient", bundle: Bundle) -> str:
     data = await asyncio.to_thread(bundle.to_bytes)
     _wanted.add(bundle.content_hash)
     try:
-        _confirm(await _everywhere(engine, "collective_rpc", "trimtab_load_bundle", None, (data,)), bundle)
+        _confirm(await everywhere(engine, "collective_rpc", "trimtab_load_bundle", None, (data,)), bundle)
     except BaseException:
         _wanted.discard(bundle.content_hash)
         raise
@@ -86,7 +87,7 @@ async def release_bundle(engine: "EngineClient", content_hash: str) -> bool:
     await asyncio.sleep(_ADMITTED_SECONDS)
     # Messages to EngineCore are answered in order: a bundle that is loaded again while a release is under way is there after it.
     while content_hash not in _wanted:
-        if all(await _everywhere(engine, "trimtab_release", content_hash)):
+        if all(await everywhere(engine, "trimtab_release", content_hash)):
             return True
         await asyncio.sleep(_POLL_SECONDS)
     return False
@@ -131,11 +132,11 @@ def patch() -> None:
     EngineCore.trimtab_release = release  # type: ignore[attr-defined]
 
 
-async def _everywhere(engine: "EngineClient", method: str, *args: Any) -> list[Any]:
+async def everywhere(engine: "EngineClient", method: str, *args: Any) -> list[Any]:
     """The answers of every worker: vLLM's own `collective_rpc` tells those of the first data-parallel rank alone."""
     core: Any = getattr(engine, "engine_core", None)
     if core is None or not hasattr(core, "call_utility_all_async"):
-        raise Unsupported(f"bundles cannot be loaded through {type(engine).__name__}; use vLLM's AsyncLLM")
+        raise Unsupported(f"{type(engine).__name__} does not reach every worker of its engine; use vLLM's AsyncLLM")
     answers: list[Any] = await core.call_utility_all_async(method, *args)
     return [answer for part in answers for answer in part] if method == "collective_rpc" else answers
 

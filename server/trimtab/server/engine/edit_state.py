@@ -44,7 +44,7 @@ class Request:
     n_prompt: int
     segments: tuple[Segment, ...]
     layers: tuple[int, ...]
-    """Of the plan, ascending."""
+    """Of the plan, those that this worker owns, ascending."""
     entries: dict[Watch, int] = field(default_factory=dict)
     """In `Onward`."""
     high_water: int = 0
@@ -177,9 +177,15 @@ class EditState:
     With a `DevicePath` the operator decides nothing on the host, as a CUDA graph needs; without one it runs the `LayerWork`.
     """
 
-    def __init__(self, layers: Sequence[int], tables: Tables, path: DevicePath | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[int], tables: Tables, path: DevicePath | None = None, elsewhere: Sequence[int] = ()
+    ) -> None:
         self.tables = tables
         self.path = path
+        self.elsewhere = frozenset(elsewhere)
+        """Steerable layers of other pipeline stages, whose edits those make."""
+        self.speaks = True
+        """Whether the scheduler reads the output of this rank."""
         self.token_ids: Tensor | None = None
         """The buffer that the model reads its tokens from; the runner's adapter sets it."""
         self.special_V: Tensor | None = None
@@ -217,14 +223,16 @@ class EditState:
         except (InvalidSteering, TypeError) as e:
             self._requests[request_id] = Request("", n_prompt, (), (), failure=f"the worker cannot read the plan ({e})")
             return
-        request = Request(plan.hash, n_prompt, segments(wire, n_prompt), plan.layers)
-        unhooked = [layer for layer in plan.layers if layer not in self.layers]
+        layers = tuple(layer for layer in plan.layers if layer in self.layers)
+        request = Request(plan.hash, n_prompt, segments(wire, n_prompt, only=layers), layers)
+        unhooked = [layer for layer in plan.layers if layer not in self.layers and layer not in self.elsewhere]
         if unhooked:
             request.failure = f"layer {unhooked[0]} is not hooked in this worker; it hooks {sorted(self.layers)}"
-        if self.special_V is None and any(row.exclude_special for row in plan.rows):
+        rows = [row for row in plan.rows if row.layer in layers]
+        if self.special_V is None and any(row.exclude_special for row in rows):
             request.failure = "this worker has no tokenizer to know special tokens by"
         try:
-            request.entries = self._onward.take({watch for row in plan.rows if (watch := Watch.of(row))})
+            request.entries = self._onward.take({watch for row in rows if (watch := Watch.of(row))})
         except LookupError as e:
             request.failure = str(e)
         self._requests[request_id] = request

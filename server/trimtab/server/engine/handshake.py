@@ -1,5 +1,8 @@
 """Every worker proves, before the first request, that its hooks are installed and called; else the server refuses to start.
 
+Every worker is each rank of each engine core (of data parallelism). A layer is hooked by the pipeline stage that owns it, in all
+of the stage's tensor-parallel ranks.
+
     async   await prove(engine_client, {content hashes})      sync    prove_llm(llm, {content hashes})
 
 A worker whose hooks have not been called yet runs one dummy forward before it answers.
@@ -7,6 +10,7 @@ A worker whose hooks have not been called yet runs one dummy forward before it a
 
 from typing import TYPE_CHECKING, Any
 
+from trimtab.server.engine.bundles import everywhere
 from trimtab.server.engine.pin import PLUGIN_VERSION, VLLM_VERSION
 from trimtab.server.errors import Unsupported
 
@@ -28,7 +32,9 @@ async def prove(engine: "EngineClient", bundles: "Collection[str]" = ()) -> list
         Unsupported: a worker is not proven; the message says which, and what to do.
     """
     try:
-        reports: list[dict[str, Any]] = await engine.collective_rpc("trimtab_handshake")
+        reports: list[dict[str, Any]] = await everywhere(engine, "collective_rpc", "trimtab_handshake")
+    except Unsupported:
+        raise
     except Exception as e:
         raise Unsupported(f"the engine's workers do not answer the handshake ({_first_line(e)}); {_START}") from e
     check(reports, bundles)
@@ -58,7 +64,7 @@ def check(reports: list[dict[str, Any]], bundles: "Collection[str]" = ()) -> Non
     if not reports:
         raise Unsupported(f"no worker answered the handshake; {_START}")
     for rank, report in enumerate(reports):
-        who = f"worker {report.get('rank', rank)}"
+        who = _name(report, rank)
         if report.get("refusal"):
             raise Unsupported(f"{who} cannot steer this model: {report['refusal']}")
         if (report.get("plugin"), report.get("vllm")) != (PLUGIN_VERSION, VLLM_VERSION):
@@ -68,14 +74,40 @@ def check(reports: list[dict[str, Any]], bundles: "Collection[str]" = ()) -> Non
             )
         calls: dict[int, int] = {int(layer): n for layer, n in report.get("calls", {}).items()}
         silent = [layer for layer in report.get("layers", []) if not calls.get(layer)]
-        if silent or not report.get("layers"):
+        if silent:
             raise Unsupported(
-                f"{who}: the hooks of layers {silent or 'none'} were not called in a forward pass, so edits there would be "
-                "lost; turn off weight offloading and clear the compile cache (~/.cache/vllm), then start again"
+                f"{who}: the hooks of layers {silent} were not called in a forward pass, so edits there would be lost; turn off "
+                "weight offloading and clear the compile cache (~/.cache/vllm), then start again"
             )
         missing = sorted(set(bundles) - set(report.get("bundles", [])))
         if missing:
             raise Unsupported(f"{who} does not hold bundle {missing[0]}; load it again")
+    for core in {report.get("core", 0) for report in reports}:
+        _check_stages([report for report in reports if report.get("core", 0) == core])
+
+
+def _check_stages(reports: list[dict[str, Any]]) -> None:
+    """Nothing, when every steerable layer is hooked by one stage of an engine core, in all ranks of that stage."""
+    hooked: dict[int, list[int]] = {}
+    for rank, report in enumerate(reports):
+        layers = hooked.setdefault(report.get("stage", 0), report["layers"])
+        if layers != report["layers"]:
+            raise Unsupported(
+                f"{_name(report, rank)} hooks layers {report['layers']} and another rank of its pipeline stage {layers}; install "
+                "the same release on every node"
+            )
+    own = [layer for layers in hooked.values() for layer in layers]
+    wanted = set(own).union(*(report.get("elsewhere", []) for report in reports))
+    if not own or sorted(own) != sorted(wanted):
+        raise Unsupported(
+            f"the pipeline stages hook layers {sorted(own) or 'none'}, and the model has {sorted(wanted) or 'none'}; start the "
+            "workers of every stage with the plugin"
+        )
+
+
+def _name(report: dict[str, Any], rank: int) -> str:
+    name = f"worker {report.get('rank', rank)}"
+    return f"{name} of engine core {report['core']}" if report.get("core") else name
 
 
 def _first_line(error: Exception) -> str:

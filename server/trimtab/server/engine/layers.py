@@ -12,13 +12,14 @@ and run the parity tests on a tiny random model of that architecture. Not steera
 """
 
 import re
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from torch import nn
 
 from trimtab.server.errors import Unsupported
 
-__all__ = ["KINDS", "HookPoint", "Kind", "find"]
+__all__ = ["KINDS", "HookPoint", "Kind", "elsewhere", "find"]
 
 Kind = Literal["pair", "single", "decoy", "alone"]
 
@@ -53,14 +54,10 @@ def find(model: nn.Module, only: list[int] | None = None) -> list[HookPoint]:
     Raises:
         Unsupported: no layer of a listed class, a layer of an unlisted one, or one whose forward was replaced.
     """
-    numbered = [
-        (int(match.group(1)), module)
-        for name, module in model.named_modules()
-        if (match := re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)$", name))
-        and type(module).__name__ != "PPMissingLayer"
-    ]
     points = []
-    for layer, module in numbered:
+    for layer, module in _numbered(model):
+        if _is_elsewhere(module):
+            continue
         name = f"{type(module).__module__}.{type(module).__qualname__}"
         if name not in KINDS:
             raise Unsupported(
@@ -75,8 +72,23 @@ def find(model: nn.Module, only: list[int] | None = None) -> list[HookPoint]:
         raise Unsupported(f"model {type(model).__name__} has no single stack of numbered decoder layers to hook")
     if only is not None:
         points = [point for point in points if point.layer in only]
-        if not points:
+        if not points and not set(only) & set(elsewhere(model)):
             raise Unsupported(
                 f"none of the steerable layers {sorted(only)} is among this rank's layers {layers[0]}..{layers[-1]}"
             )
     return points
+
+
+def elsewhere(model: nn.Module) -> list[int]:
+    """The layers that other pipeline stages own, ascending."""
+    return sorted(layer for layer, module in _numbered(model) if _is_elsewhere(module))
+
+
+def _numbered(model: nn.Module) -> Iterator[tuple[int, nn.Module]]:
+    for name, module in model.named_modules():
+        if match := re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)$", name):
+            yield int(match.group(1)), module
+
+
+def _is_elsewhere(module: nn.Module) -> bool:
+    return type(module).__name__ == "PPMissingLayer"

@@ -17,6 +17,8 @@ PATCHED = (
     "vllm.v1.core.block_pool:generate_block_hash_extra_keys",
     "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
     "vllm.v1.engine.core:EngineCore.collective_rpc",
+    "vllm.v1.executor.multiproc_executor:MultiprocExecutor.execute_model",
+    "vllm.v1.executor.multiproc_executor:MultiprocExecutor.sample_tokens",
     "vllm.v1.engine.input_processor:InputProcessor._validate_params",
     "vllm.v1.engine.output_processor:RequestState.make_request_output",
     "vllm.utils.torch_utils:direct_register_custom_op",

@@ -22,13 +22,14 @@ def register() -> None:
     if _registered:
         return
     pin.check()
-    from trimtab.server.engine import admission, bundles, op, prefix_cache, proof, worker
+    from trimtab.server.engine import admission, bundles, op, prefix_cache, proof, ranks, worker
 
     op.define()
     admission.patch()
     bundles.patch()
     prefix_cache.patch()
     proof.patch_scheduler()
+    ranks.patch()
     proof.patch_front_end()
     worker.patch()
     _registered = True

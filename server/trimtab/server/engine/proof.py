@@ -1,7 +1,8 @@
 """What was applied, from the worker that applied it to the reply, without an RPC.
 
     worker      `attach`: counts of the step ride on the `ModelRunnerOutput`
-    EngineCore  `Scheduler.update_from_output`: on a request's finishing output they become `kv_transfer_params["trimtab"]`
+    EngineCore  `ranks`: those of all ranks are put together
+                `Scheduler.update_from_output`: on a request's finishing output they become `kv_transfer_params["trimtab"]`
     front end   `RequestState.make_request_output`: the children of a request with n > 1 are summed
 
 A proof is {"plan": hash, "samples": n, "failure": None or a sentence, "hook_points": {"blocks.14.resid_post": {…}}}, and of a
@@ -166,33 +167,40 @@ def settled(report: Report, end: int) -> dict[str, Any]:
 
 
 def attach(output: Any, reports: dict[str, Report]) -> None:
-    """Put the reports of a step on a `ModelRunnerOutput`: a plain dataclass, pickled with all its attributes."""
-    output.trimtab = reports
+    """Put the reports of a step on a `ModelRunnerOutput`: a plain dataclass, pickled with all its attributes. One rank's: see
+    `ranks` for several."""
+    output.trimtab = [reports]
 
 
 def patch_scheduler() -> None:
     """EngineCore: finishing outputs carry their request's proof."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
+    from trimtab.server.engine.ranks import assembled
+
     original = Scheduler.update_from_output
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        reports: dict[str, Report] = getattr(model_runner_output, "trimtab", None) or {}
+        by_rank: list[dict[str, Report]] = getattr(model_runner_output, KEY, None) or []
+        steered = {r for reports in by_rank for r in reports}
         # A stop string is found in the front end, after the fact, and a failure should not wait for the end of a stream: such
         # a request carries its proof on every output.
         watched = {
             r
+            for reports in by_rank
             for r, report in reports.items()
             if report.failure or ((request := self.requests.get(r)) and request.sampling_params.stop)
         }
-        requests = {r: self.requests.get(r) for r in reports}
+        requests = {r: self.requests.get(r) for r in steered}
         result = original(self, scheduler_output, model_runner_output)
-        if reports:
+        if steered:
+            parallel = self.parallel_config
             for batch in result.values():
                 for output in batch.outputs:
-                    report = reports.get(output.request_id)
                     request = requests.get(output.request_id)
-                    if report and request and (output.finish_reason is not None or output.request_id in watched):
+                    if request and (output.finish_reason is not None or output.request_id in watched):
+                        n_ranks, n_tensor = parallel.world_size, parallel.tensor_parallel_size
+                        report = assembled(by_rank, output.request_id, n_ranks, n_tensor)
                         # The last token is never run, and what was sampled beyond the end is no longer the request's.
                         proof = settled(report, request.num_tokens - 1)
                         output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: proof}

@@ -44,9 +44,7 @@ def install(runner: Any, state: EditState) -> None:
         return prepare_inputs(scheduler_output, num_scheduled_tokens)
 
     def _sample_tokens(grammar_output: Any) -> Any:
-        output = sample_tokens(grammar_output)
-        hand_over(output, state)
-        return output
+        return hand_over(sample_tokens(grammar_output), state)
 
     def _dummy_run(*args: Any, **kwargs: Any) -> Any:
         state.idle()
@@ -110,14 +108,18 @@ def arrivals(scheduler_output: Any, state: EditState) -> None:
             state.arrive(new.req_id, extra[KEY], new.prompt_len)
 
 
-def hand_over(output: Any, state: EditState) -> None:
-    """Put the step's reports on the runner's output; on an asynchronous one when its result is taken."""
+def hand_over(output: Any, state: EditState) -> Any:
+    """The runner's output with the step's reports; on an asynchronous one they are put when its result is taken."""
     reports = state.collect()
     if reports is dict or output is None:
-        return
+        return output
+    if not state.speaks:
+        from trimtab.server.engine.ranks import Apart  # an engine of one rank needs none
+
+        return Apart(reports)
     if not hasattr(output, "get_output"):
         attach(output, reports())
-        return
+        return output
     get_output = output.get_output
 
     def _get_output() -> Any:
@@ -126,3 +128,4 @@ def hand_over(output: Any, state: EditState) -> None:
         return result
 
     output.get_output = _get_output
+    return output

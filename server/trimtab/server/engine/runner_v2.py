@@ -55,9 +55,7 @@ def install(runner: Any, state: EditState) -> None:
         return batch, uniform
 
     def _sample_tokens(grammar_output: Any) -> Any:
-        output = sample_tokens(grammar_output)
-        hand_over(output, state)
-        return output
+        return hand_over(sample_tokens(grammar_output), state)
 
     state.token_ids = token_ids(runner)
     runner.finish_requests = _finish_requests

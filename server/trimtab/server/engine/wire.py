@@ -21,9 +21,14 @@ def decode(wire: str) -> Plan:
 
 
 @lru_cache(maxsize=4096)
-def segments(wire: str, n_prompt: int, without: int | None = None) -> tuple[Segment, ...]:
-    """`Plan.segments` of a plan on the wire; the edits of layer `without` are left out, but for gates that stay open."""
+def segments(
+    wire: str, n_prompt: int, without: int | None = None, only: tuple[int, ...] | None = None
+) -> tuple[Segment, ...]:
+    """`Plan.segments` of a plan on the wire; the edits of layer `without` are left out, but for gates that stay open, and those
+    of other layers than `only`."""
     plan = decode(wire)
+    if only is not None and only != plan.layers:
+        plan = Plan.of(row for row in plan.rows if row.layer in only)
     if without in plan.layers:
         plan = Plan.of(row for row in plan.rows if row.layer != without or row.is_onward)
     return plan.segments(n_prompt)

@@ -51,11 +51,12 @@ class Steering:
                 raise Unsupported(f"layer {point.layer}'s forward was replaced (weight offloading); start without it")
         n_slots = _SLOTS_PER_REQUEST * config.scheduler_config.max_num_seqs
         device, numbers = torch.device(runner.device), [point.layer for point in points]
+        elsewhere = [layer for layer in layers.elsewhere(runner.get_model()) if wanted is None or layer in wanted]
         adapter = runner_v2 if hasattr(runner, "gather_batch_req_state") else runner_v1
         special_V = _special_tokens(config.model_config, device)
         graphs = uses_graphs(config)
         tables, path = Tables(device, n_slots, fold=not graphs), None
-        if graphs:
+        if graphs and points:
             n_rows, d_model = config.scheduler_config.max_num_batched_tokens, config.model_config.get_hidden_size()
             n_slots = max(n_slots, _LEAST_SLOTS)
             path = DevicePath(
@@ -68,7 +69,8 @@ class Steering:
                 special_V,
                 config.model_config.dtype,
             )
-        state = EditState(numbers, tables, path)
+        state = EditState(numbers, tables, path, elsewhere)
+        state.speaks = _speaks()
         state.special_V = special_V
         adapter.install(runner, state)
         op.bind(state)
@@ -90,8 +92,9 @@ class Steering:
         width = self.worker.model_config.get_hidden_size()
         if bundle.header.model.d_model != width:
             return f"its rows are {bundle.header.model.d_model} wide and the model is {width} wide"
-        if bundle.header.layer not in self.state.layers:
-            return f"it is for layer {bundle.header.layer}, and this engine's steerable layers are {sorted(self.state.layers)}"
+        steerable = self.state.elsewhere | self.state.layers.keys()
+        if bundle.header.layer not in steerable:
+            return f"it is for layer {bundle.header.layer}, and this engine's steerable layers are {sorted(steerable)}"
         self.state.tables.load(bundle)
         return bundle.content_hash
 
@@ -106,18 +109,28 @@ class Steering:
             runner._dummy_run(1)
         state = self.state
         return {
+            "core": self.worker.parallel_config.data_parallel_index,
             "rank": self.worker.rank,
+            "stage": self.worker.rank // self.worker.parallel_config.tensor_parallel_size,
             "plugin": PLUGIN_VERSION,
             "vllm": VLLM_VERSION,
             "runner": "v2" if hasattr(runner, "gather_batch_req_state") else "v1",
             "refusal": self.refusal,
             "computed_by": state.path.computed_by if state and state.path else "host",
             "layers": sorted(state.layers) if state else [],
+            "elsewhere": sorted(state.elsewhere) if state else [],
             "calls": {str(layer): entry.calls for layer, entry in state.layers.items()} if state else {},
             "bundles": sorted(state.tables.bundles) if state else [],
             "requests": state.n_requests if state else 0,
             "slots": state.n_slots if state else 0,
         }
+
+
+def _speaks() -> bool:
+    """Whether this rank's output is the one that the scheduler reads: the first of the last pipeline stage."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    return bool(get_pp_group().is_last_rank and get_tp_group().is_first_rank)
 
 
 def _special_tokens(config: Any, device: torch.device) -> torch.Tensor | None:

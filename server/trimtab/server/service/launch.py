@@ -140,7 +140,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
                 timeout_graceful_shutdown=1,
             )
         )
-        n_layers = len(reports[0].get("layers", []))
+        n_layers = len({layer for report in reports for layer in report["layers"]})
         settings.say(
             f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(shelf) or 'none'}"
         )
