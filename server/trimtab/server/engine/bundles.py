@@ -15,6 +15,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trimtab.attribution.bundle import Bundle
+from trimtab.server.engine.probe import PROBE
 from trimtab.server.engine.proof import KEY
 from trimtab.server.errors import Unsupported
 
@@ -110,12 +111,12 @@ def unregister_bundle(llm: "LLM", content_hash: str) -> bool:
 
 
 def users(requests: Any, content_hash: str) -> list[str]:
-    """Ids of the scheduler's requests, waiting ones included, whose plan names the bundle."""
+    """Ids of the scheduler's requests, waiting ones included, whose plan or probe names the bundle."""
     found = []
     for request in requests:
         params = request.sampling_params
-        wire = params.extra_args.get(KEY) if params is not None and params.extra_args else None
-        if isinstance(wire, str) and content_hash in wire:
+        extra = (params.extra_args or {}) if params is not None else {}
+        if any(isinstance(wire := extra.get(key), str) and content_hash in wire for key in (KEY, PROBE)):
             found.append(str(request.request_id))
     return found
 

@@ -21,6 +21,7 @@ from trimtab.server.engine.conditional import Tokens
 from trimtab.server.engine.device_path import DevicePath, Found, to_host
 from trimtab.server.engine.device_slots import Span
 from trimtab.server.engine.onward import Onward, Watch
+from trimtab.server.engine.probe import Probes
 from trimtab.server.engine.proof import COUNTS, GATE, SPECIAL, Report
 from trimtab.server.engine.tables import SlotRows, Tables
 from trimtab.server.engine.wire import decode, segments, stop
@@ -191,6 +192,7 @@ class EditState:
         self.special_V: Tensor | None = None
         """Whether each token of the vocabulary is special; None when the engine has no tokenizer."""
         self.layers = {layer: _Layer() for layer in layers}
+        self.probes = Probes(tables, layers)
         self._requests: dict[str, Request] = {}
         self._step: list[tuple[str, Request]] = []
         self._counts: list[_Count] = []
@@ -239,6 +241,7 @@ class EditState:
 
     def finish(self, request_ids: Iterable[str]) -> None:
         """Forget requests, however they ended."""
+        self.probes.finish(request_ids)
         if self._requests:
             for request_id in request_ids:
                 self._forget(request_id)
@@ -259,8 +262,9 @@ class EditState:
         return True
 
     def idle(self) -> None:
-        """The next forward edits nothing."""
+        """The next forward edits and reads nothing."""
         self._reset()
+        self.probes.step = {}
         if self.path is not None:
             self.path.write(())
 
@@ -288,6 +292,8 @@ class EditState:
         self._reset()
         if not self._requests:
             self.idle()
+        self.probes.prepare(request_ids, starts, lengths)
+        if not self._requests:
             return
         try:
             self._prepare(request_ids, starts, lengths, drafts)
@@ -386,6 +392,8 @@ class EditState:
         """The operator's body: edit this layer's rows of this step, if any."""
         state = self.layers[layer]
         state.calls += 1
+        if layer in self.probes.step:
+            self.probes.read(layer, hidden, residual)
         if self.path is None and state.work is None:
             return
         try:

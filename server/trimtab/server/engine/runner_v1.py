@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
+from trimtab.server.engine.probe import PROBE
 from trimtab.server.engine.proof import KEY, attach
 from trimtab.server.errors import Unsupported
 
@@ -101,11 +102,13 @@ def require(runner: Any, *names: str) -> None:
 
 
 def arrivals(scheduler_output: Any, state: EditState) -> None:
-    """Tell the state of requests that carry a plan."""
+    """Tell the state of requests that carry a plan or a probe."""
     for new in scheduler_output.scheduled_new_reqs:
         extra = new.sampling_params.extra_args if new.sampling_params is not None else None
         if extra and KEY in extra:
             state.arrive(new.req_id, extra[KEY], new.prompt_len)
+        if extra and PROBE in extra:
+            state.probes.arrive(new.req_id, extra[PROBE], new.prompt_len)
 
 
 def hand_over(output: Any, state: EditState) -> Any:

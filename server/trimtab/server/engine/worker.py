@@ -102,6 +102,10 @@ class Steering:
         """Whether it was dropped; False while a running request still uses it."""
         return self.state is not None and self.state.unload(content_hash)
 
+    def take_probe(self, probe_id: str) -> dict[str, Any] | str | None:
+        """What a probe has read; see `Probes.take`."""
+        return self.refusal if self.state is None else self.state.probes.take(probe_id)
+
     def handshake(self) -> dict[str, Any]:
         """This rank's report; a forward is run first if there was none yet."""
         runner = self.worker.model_runner
@@ -174,7 +178,7 @@ def patch() -> None:
         return result
 
     WorkerWrapperBase.init_device = _init_device  # type: ignore[method-assign]
-    for name in ("load_bundle", "unload_bundle", "handshake"):
+    for name in ("load_bundle", "unload_bundle", "take_probe", "handshake"):
         setattr(WorkerBase, f"trimtab_{name}", _remote(name))
 
 
