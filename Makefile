@@ -20,7 +20,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-gpu test-ray check fix proto serve bench sae
+.PHONY: help demo test test-long test-gpu test-ray check fix proto serve bench sae proto-released
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -64,24 +64,32 @@ test-ray: $(READY) ## steering over two local Ray nodes (docs/parallel.md); inst
 	PYTHONPATH=build/ray:. $(BIN)/python -m tests.parity.ray_on_cpu pipeline_parallel_size
 	PYTHONPATH=build/ray:. $(BIN)/python -m tests.parity.ray_on_cpu tensor_parallel_size
 
-check: $(READY) ## ruff, mypy strict, who may import whom, generated code is current
+check: $(READY) ## ruff, mypy strict, who may import whom, buf lint, generated code is current
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(BIN)/python -m grpc_tools.protoc $(PROTOC) --python_out=$$fresh \
-		--pyi_out=$$fresh $(PROTOS) && for f in $$fresh/trimtab/v1/*; do \
-		cmp "$$f" proto/trimtab/v1/$$(basename $$f) || { echo 'generated code differs from the .proto; run `make proto`'; exit 1; }; done
+	$(BIN)/buf lint proto
+	$(BIN)/buf breaking proto --against proto/released.binpb
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(MAKE) --no-print-directory proto PROTO_OUT=$$fresh && \
+		for f in $$fresh/trimtab/v1/*; do cmp "$$f" proto/trimtab/v1/$$(basename $$f) || \
+		{ echo 'generated code differs from the .proto; run `make proto`'; exit 1; }; done
 
 fix: $(READY) ## format, and mend what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-PROTOC := --proto_path=proto
-PROTOS  = $(wildcard proto/trimtab/v1/*.proto)
+PROTOC    := $(BIN)/python -m grpc_tools.protoc --proto_path=proto
+PROTO_OUT := proto
+PROTOS     = $(wildcard proto/trimtab/v1/*.proto)
+SERVICES   = $(shell grep -l '^service ' $(PROTOS))
 
 proto: $(READY) ## regenerate the code beside the .proto files
-	$(BIN)/python -m grpc_tools.protoc $(PROTOC) --python_out=proto --pyi_out=proto $(PROTOS)
+	$(PROTOC) --python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) $(PROTOS)
+	$(PROTOC) --grpc_python_out=$(PROTO_OUT) $(SERVICES)
+
+proto-released: $(READY) ## take the contract as it is for the one that clients in the field speak
+	$(BIN)/buf build proto -o proto/released.binpb
 
 serve: $(READY) ## serve the embedded model; BUNDLE=FILE adds a bundle
 	$(BIN)/trimtab serve smollm2-135m-instruct $(if $(BUNDLE),--bundle $(BUNDLE))

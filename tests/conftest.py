@@ -32,6 +32,8 @@ class Server:
 
     base_url: str
     """`http://127.0.0.1:PORT`; the OpenAI API is under `/v1`."""
+    grpc: str
+    """`127.0.0.1:PORT`."""
     model: str
     bundle: Bundle
     process: subprocess.Popen[bytes]
@@ -65,6 +67,8 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
         str(folder / "calm.tt"),
         "--port",
         "0",
+        "--grpc-port",
+        "0",
         "--allow-bundle-upload",
     ]
     flags = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"]
@@ -74,7 +78,10 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
             [*command, "--", *flags], stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
-        running = Server(address(process, log), "smollm2-135m-instruct", bundle, process, log)
+        base_url = address(process, log)
+        grpc = re.search(r"serving gRPC on (\S+)", log.read_text(errors="replace"))
+        assert grpc is not None
+        running = Server(base_url, grpc[1], "smollm2-135m-instruct", bundle, process, log)
         yield running
         _drains(running)
     finally:

@@ -18,6 +18,16 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve gRPC on this port too; 0 takes any free one.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Speak TLS, on both ports, with this certificate (PEM, with its chain).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Callers must show a certificate of this authority (PEM): mutual TLS.")
+    ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The id that requests name; MODEL by default.")] = None,
     on_failure: Annotated[
         Literal["closed", "open"],
@@ -51,13 +61,15 @@ def serve(
     from trimtab.server.errors import TrimtabError
 
     try:
-        from trimtab.server.service.preflight import Settings, preflight
+        from trimtab.server.service.preflight import TLS, Settings, preflight
 
         settings = Settings(
             model=model,
             bundles=tuple(bundle or ()),
             host=host,
             port=port,
+            grpc_port=grpc_port,
+            tls=TLS.of(tls_cert, tls_key, tls_client_ca),
             served_name=served_model_name or model,
             on_failure=on_failure,
             allow_bundle_upload=allow_bundle_upload,

@@ -66,7 +66,7 @@ class ScriptedServing:
         try:
             async for output in outputs:
                 said = output.outputs[0]
-                chunk = {"choices": [{"text": said.text, "finish_reason": said.finish_reason}]}
+                chunk = {"choices": [{"index": 0, "text": said.text, "finish_reason": said.finish_reason}]}
                 yield f"data: {json.dumps(chunk)}\n\n"
         except Exception as e:  # noqa: BLE001 — vLLM's own stream tells its reader of every error.
             yield f"data: {json.dumps({'error': {'message': str(e), 'param': None, 'code': 500}})}\n\n"

@@ -47,13 +47,15 @@ class Service:
             engine=cast(Any, engine),
             chat=serving,
             completion=serving,
+            responses=serving,
             models=("m",),
             bundles=BUNDLES,
             on_failure="closed",
             metrics=Metrics(self.registry),
             keep_alive_seconds=0.0,
         )
-        app = build(generation, cast(Any, None), cast(Any, None), self.registry, key=None, drain=Drain())
+        none = cast(Any, None)
+        app = build(generation, none, none, none, self.registry, key=None, drain=Drain())
         self.http = TestClient(app, raise_server_exceptions=False)
 
     def post(self, **changes: Any) -> Any:

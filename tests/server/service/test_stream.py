@@ -25,7 +25,7 @@ async def play(
         if done:
             yield DONE
 
-    told_events = [event async for event in told(events(), OPENING, closing, lambda: failure)]
+    told_events = [event.text async for event in told(events(), OPENING, closing, lambda: failure)]
     return [event if event == DONE else json.loads(event.removeprefix("data: ")) for event in told_events]
 
 
@@ -86,7 +86,8 @@ async def test_comments_that_keep_a_connection_alive_pass() -> None:
         yield ": keep-alive\n\n"
         yield DONE
 
-    assert await anext(told(events(), OPENING, lambda: TOTALS, lambda: None)) == ": keep-alive\n\n"
+    first = await anext(told(events(), OPENING, lambda: TOTALS, lambda: None))
+    assert (first.text, first.document) == (": keep-alive\n\n", None)
 
 
 async def test_closing_a_stream_early_closes_its_source() -> None:

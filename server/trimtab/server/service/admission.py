@@ -182,8 +182,8 @@ def _misspelt(body: Mapping[str, Any], fields: Collection[str]) -> Iterator[Viol
     xargs = body.get("vllm_xargs")
     if isinstance(xargs, Mapping):
         for key in xargs:
-            if key == XARG:
-                yield Violation(f"vllm_xargs.{XARG}", "is set by the server; use the `steering` field")
+            if key.startswith(XARG):
+                yield Violation(f"vllm_xargs.{key}", "is set by the server; use the `steering` field")
             elif _like_steering(key):
                 yield Violation(
                     f"vllm_xargs.{key}", "is not read; `steering` is a field of its own, at the top of the body"

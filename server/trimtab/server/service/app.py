@@ -1,8 +1,7 @@
 """The app: an allow-list of routes, and nothing of vLLM's own app.
 
-POST /v1/chat/completions  /v1/completions  /v1/steering/validate
-GET  /v1/models  /v1/steering/schema  /livez  /readyz  /metrics
-and those of the bundles, in `bundle_routes`
+GET  /livez  /readyz  /metrics
+and those of OpenAI, of steering, and of the bundles, each in its file
 """
 
 from fastapi import FastAPI, Request
@@ -12,26 +11,32 @@ from starlette.exceptions import HTTPException
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 
-from trimtab.server.errors import InvalidSteering, TrimtabError, Violation
+from trimtab.server.errors import TrimtabError
 from trimtab.server.service import body
-from trimtab.server.service.admission import admit
 from trimtab.server.service.bundle_routes import add_bundle_routes
 from trimtab.server.service.edge import Drain, Edge
-from trimtab.server.service.generation import Generation, Refused
-from trimtab.server.service.problem import Problem, of_error
+from trimtab.server.service.generation import Generation
+from trimtab.server.service.inspect import Inspector
+from trimtab.server.service.openai_routes import add_openai_routes
+from trimtab.server.service.problem import Problem, Refused, of_exception
 from trimtab.server.service.shelf import Shelf
-from trimtab.server.steering import Steering
+from trimtab.server.service.steering_routes import add_steering_routes
 
 __all__ = ["build"]
 
-_FIELDS = frozenset(ChatCompletionRequest.model_fields) | frozenset(CompletionRequest.model_fields)
+_FIELDS = frozenset().union(
+    *(kind.model_fields for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest))
+)
 
 
 def build(
     generation: Generation,
     shelf: Shelf,
     models: OpenAIServingModels,
+    tokenization: ServingTokenization,
     registry: CollectorRegistry,
     *,
     key: bytes | None,
@@ -41,45 +46,11 @@ def build(
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Edge, key=key, drain=drain)
     _problems(app)
-    bundles = generation.bundles
 
-    app.add_route("/v1/chat/completions", generation.chat_completions, methods=["POST"])
-    app.add_route("/v1/completions", generation.completions, methods=["POST"])
-
-    async def list_models(_: Request) -> Response:
-        cards = [card.model_dump() | {"root": card.id} for card in (await models.show_available_models()).data]
-        aliases = [
-            card | {"id": f"{card['id']}@{name}", "parent": card["id"]} for card in cards for name in sorted(bundles)
-        ]
-        return JSONResponse({"object": "list", "data": cards + aliases})
-
-    app.add_route("/v1/models", list_models, methods=["GET"])
-
+    add_openai_routes(app, generation, models, tokenization)
     add_bundle_routes(app, shelf)
 
-    async def validate(request: Request) -> Response:
-        raw = await body.read(request.stream(), request.headers)
-        document = body.decode(raw)
-        admission = admit(document, fields=_FIELDS, models=generation.models, bundles=bundles)
-        if admission.steered is None:
-            raise InvalidSteering([Violation("steering", "is missing; give the field as a generation request would")])
-        plan = admission.steered.plan
-        return JSONResponse(
-            {
-                "valid": True,
-                "plan": plan.hash,
-                "bundles": list(admission.steered.bundles),
-                "hook_points": [f"blocks.{layer}.resid_post" for layer in plan.layers],
-                "n_rows": len(plan.rows),
-            }
-        )
-
-    app.add_route("/v1/steering/validate", validate, methods=["POST"])
-
-    async def schema(_: Request) -> Response:
-        return JSONResponse(Steering.model_json_schema())
-
-    app.add_route("/v1/steering/schema", schema, methods=["GET"])
+    add_steering_routes(app, generation, Inspector(generation, tokenization))
 
     async def livez(_: Request) -> Response:
         return JSONResponse({"status": "live"})
@@ -114,17 +85,10 @@ def _problems(app: FastAPI) -> None:
 
 def _problem(request: Request, error: Exception) -> Problem:
     match error:
-        case TrimtabError():
-            return of_error(error)
-        case Refused():
-            return error.problem
-        case body.BodyTooLarge():
-            return Problem(413, "request_too_large", str(error))
         case HTTPException(status_code=405):
             return Problem(405, "method_not_allowed", f"{request.url.path} does not take {request.method}")
         case HTTPException():
             what = f"no route {request.url.path}"
             return Problem(404, "not_found", f"{what}; the README lists this server's routes")
         case _:
-            what = f"an error of the server ({type(error).__name__})"
-            return Problem(500, "internal", f"{what}; its log has the cause")
+            return of_exception(error)

@@ -11,12 +11,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from trimtab.attribution.bundle import Bundle
 from trimtab.server.errors import InvalidRequest, Violation
 from trimtab.server.service import body
 from trimtab.server.service.shelf import MAX_UPLOAD_BYTES, Shelf
 
-__all__ = ["add_bundle_routes"]
+__all__ = ["add_bundle_routes", "summary_of"]
 
 _MEDIA = "application/octet-stream"
 _SWITCHES = {"true": True, "false": False}
@@ -25,11 +24,8 @@ _SWITCHES = {"true": True, "false": False}
 def add_bundle_routes(app: FastAPI, shelf: Shelf) -> None:
     """Serve the shelf."""
 
-    def summary(bundle: Bundle) -> dict[str, Any]:
-        return _summary(bundle) | {"pinned": shelf.is_pinned(bundle.header.name)}
-
     async def list_bundles(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [summary(shelf[name]) for name in sorted(shelf)]})
+        return JSONResponse({"object": "list", "data": [summary_of(shelf, name) for name in sorted(shelf)]})
 
     async def show_bundle(request: Request) -> Response:
         bundle = shelf.find(request.path_params["name"])
@@ -42,7 +38,7 @@ def add_bundle_routes(app: FastAPI, shelf: Shelf) -> None:
         replace, pin = _switches(request, "replace", "pin")
         data = await body.read(request.stream(), request.headers, media=_MEDIA, most=MAX_UPLOAD_BYTES)
         bundle, is_new = await shelf.put(data, replace=replace, pin=pin)
-        return JSONResponse(summary(bundle), 201 if is_new else 200)
+        return JSONResponse(summary_of(shelf, bundle.header.name), 201 if is_new else 200)
 
     async def remove_bundle(request: Request) -> Response:
         shelf.require_mutable()
@@ -51,7 +47,8 @@ def add_bundle_routes(app: FastAPI, shelf: Shelf) -> None:
 
     async def pin_bundle(request: Request) -> Response:
         shelf.require_mutable()
-        return JSONResponse(summary(shelf.pin(request.path_params["name"], request.method == "PUT")))
+        bundle = shelf.pin(request.path_params["name"], request.method == "PUT")
+        return JSONResponse(summary_of(shelf, bundle.header.name))
 
     app.add_route("/v1/steering/bundles", list_bundles, methods=["GET"])
     app.add_route("/v1/steering/bundles", put_bundle, methods=["POST"])
@@ -73,7 +70,13 @@ def _switches(request: Request, *names: str) -> list[bool]:
     return [_SWITCHES[given[name]] for name in names]
 
 
-def _summary(bundle: Bundle) -> dict[str, Any]:
+def summary_of(shelf: Shelf, name: str) -> dict[str, Any]:
+    """What a listing says of a bundle.
+
+    Raises:
+        UnknownBundle: there is none of that name.
+    """
+    bundle = shelf.find(name)
     header = bundle.header
     return {
         "name": header.name,
@@ -84,4 +87,5 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "n_latents": len(header.latents),
         "n_vectors": len(header.vectors),
         "edits": [edit.model_dump(mode="json", exclude_none=True) for edit in header.edits],
+        "pinned": shelf.is_pinned(name),
     }

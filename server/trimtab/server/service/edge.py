@@ -10,7 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.server.service.problem import Problem
 
-__all__ = ["Drain", "Edge", "digest"]
+__all__ = ["DRAINING", "Drain", "Edge", "digest", "key_problem"]
+
+DRAINING = Problem(503, "draining", "this server is shutting down; ask another replica")
+
 
 _OPEN = frozenset({"/livez", "/readyz"})
 """Probes carry no key."""
@@ -32,6 +35,14 @@ class Drain:
 def digest(key: str) -> bytes:
     """What is kept and compared in place of a key."""
     return hashlib.sha256(key.encode()).digest()
+
+
+def key_problem(key: bytes | None, authorization: str) -> Problem | None:
+    """Why this `Authorization` does not open a server whose key has the digest `key`; None when it does, or there is no key."""
+    scheme, _, given = authorization.partition(" ")
+    if key is None or (scheme.lower() == "bearer" and hmac.compare_digest(digest(given.strip()), key)):
+        return None
+    return Problem(401, "invalid_api_key", "give this server's key: `Authorization: Bearer …`", "authorization")
 
 
 class Edge:
@@ -71,12 +82,7 @@ class Edge:
             self._drain.n_active -= is_work
 
     def _problem(self, scope: Scope, headers: dict[bytes, str]) -> Problem | None:
-        if self._key is not None and scope["path"] not in _OPEN:
-            scheme, _, key = headers.get(b"authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(digest(key.strip()), self._key):
-                return Problem(
-                    401, "invalid_api_key", "give this server's key: `Authorization: Bearer …`", "authorization"
-                )
-        if self._drain.begun and scope["method"] in _WORK:
-            return Problem(503, "draining", "this server is shutting down; ask another replica")
-        return None
+        refused = scope["path"] not in _OPEN and key_problem(self._key, headers.get(b"authorization", ""))
+        if refused:
+            return refused
+        return DRAINING if self._drain.begun and scope["method"] in _WORK else None

@@ -1,6 +1,9 @@
-"""One generation request, from its body to its reply: admitted by us, run and rendered by vLLM's serving code, and proven.
+"""One generation request, from its JSON to its reply: admitted by us, run and rendered by vLLM's serving code, and proven.
 
-A request that cannot be steered as asked never looks as if it had been: it is refused at admission, or its reply is withheld.
+    admit(route, JSON) ──► Asked          run(Asked) ──► Whole | Streamed
+
+Every transport takes this one way. A request that cannot be steered as asked never looks as if it had been: it is refused at
+admission, or its reply is withheld.
 """
 
 import asyncio
@@ -10,20 +13,19 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
-from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
 from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -33,22 +35,31 @@ from trimtab.server.service import body
 from trimtab.server.service.admission import OnFailure, Steered, admit
 from trimtab.server.service.applied import NOT_REQUESTED, applied, failed_open, requested
 from trimtab.server.service.metrics import Metrics
-from trimtab.server.service.problem import Problem, of_error, of_vllm
-from trimtab.server.service.stream import told
+from trimtab.server.service.problem import Problem, Refused, of_exception, of_vllm
+from trimtab.server.service.responses import admissible, responses_told
+from trimtab.server.service.stream import Event, told
 from trimtab.server.service.witness import Witness
 
-__all__ = ["Generation", "Refused"]
+__all__ = ["Asked", "Generation", "Route", "Streamed", "Whole", "checked", "parsed"]
 
 MAX_VIOLATIONS = 10
 log = logging.getLogger("trimtab")
 
 
-class Refused(Exception):
-    """A request ends with this problem."""
+class Route(NamedTuple):
+    """One kind of request, and vLLM's serving code for it."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.message)
-        self.problem = problem
+    model: type[Any]
+    """vLLM's request model."""
+    serving: Any
+    create: Callable[[Any, Any], Awaitable[Any]]
+    """(serving, request) → the reply, its stream, or an `ErrorResponse`."""
+    told: Callable[..., AsyncGenerator[Event, None]] = told
+    """How its stream is told of the steering."""
+    admissible: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    """Its own refusals, before admission."""
+    id_prefix: str = ""
+    """Of ids that the reply shows as they are."""
 
 
 @dataclass
@@ -58,13 +69,44 @@ class _Ending:
     status: str = "abandoned"
 
 
+class Asked(NamedTuple):
+    """An admitted request."""
+
+    route: Route
+    ask: Any
+    """Of `route.model`."""
+    steered: Steered | None
+    ending: _Ending
+
+
+class Whole(NamedTuple):
+    """A reply in one piece."""
+
+    document: dict[str, Any]
+
+    @property
+    def steering(self) -> Mapping[str, Any]:
+        """What was applied."""
+        found: Mapping[str, Any] = self.document["steering"]
+        return found
+
+
+class Streamed(NamedTuple):
+    """A reply in events; the last one says what was applied."""
+
+    steering: Mapping[str, Any]
+    """What was admitted."""
+    events: AsyncGenerator[Event, None]
+
+
 @dataclass(frozen=True)
 class Generation:
-    """The two generation routes, over one engine."""
+    """The generation routes, over one engine."""
 
     engine: EngineClient
     chat: OpenAIServingChat
     completion: OpenAIServingCompletion
+    responses: OpenAIServingResponses
     models: tuple[str, ...]
     """Ids that requests may name."""
     bundles: Mapping[str, Bundle]
@@ -73,93 +115,96 @@ class Generation:
     metrics: Metrics
     keep_alive_seconds: float
 
-    async def chat_completions(self, request: Request) -> Response:
-        """POST /v1/chat/completions."""
-        return await self._reply(
-            request, ChatCompletionRequest, self.chat, lambda serving, ask: serving.create_chat_completion(ask)
+    @property
+    def chat_route(self) -> Route:
+        """Chat completions."""
+        return Route(ChatCompletionRequest, self.chat, lambda serving, ask: serving.create_chat_completion(ask))
+
+    @property
+    def completion_route(self) -> Route:
+        """Text completions."""
+        return Route(CompletionRequest, self.completion, lambda serving, ask: serving.create_completion(ask))
+
+    @property
+    def responses_route(self) -> Route:
+        """Responses."""
+        return Route(
+            ResponsesRequest,
+            self.responses,
+            lambda serving, ask: serving.create_responses(ask),
+            told=responses_told,
+            admissible=admissible,
+            id_prefix="resp_",
         )
 
-    async def completions(self, request: Request) -> Response:
-        """POST /v1/completions."""
-        return await self._reply(
-            request, CompletionRequest, self.completion, lambda serving, ask: serving.create_completion(ask)
-        )
+    def admit(self, route: Route, request: bytes | Mapping[str, Any], request_id: str) -> Asked:
+        """The admitted request, from its JSON as bytes or decoded; a refusal is counted.
 
-    async def _reply(
-        self,
-        request: Request,
-        model: type[Any],
-        serving: Any,
-        create: Callable[[Any, Any], Awaitable[Any]],
-    ) -> Response:
-        ending = _Ending()
-        response: Response | None = None
+        Raises:
+            TrimtabError: what cannot be served as asked.
+        """
+        start = time.perf_counter()
+        with self.metrics.refusals(_is_the_callers):
+            document = body.decode(request) if isinstance(request, bytes) else request
+            admission = admit(
+                route.admissible(document),
+                fields=route.model.model_fields.keys(),
+                models=self.models,
+                bundles=self.bundles,
+                on_failure=self.on_failure,
+            )
+            ask = parsed(route.model, {**admission.body, "request_id": route.id_prefix + request_id})
+        self.metrics.admission_seconds.observe(time.perf_counter() - start)
+        return Asked(route, ask, admission.steered, _Ending())
+
+    async def run(self, asked: Asked) -> Whole | Streamed:
+        """The reply, proven; of a stream, closing its events aborts the request.
+
+        Raises:
+            Refused: vLLM's serving code does not take the request, or failed.
+            NotApplied: the reply was not steered as asked, and fails closed.
+        """
+        result: Whole | Streamed | None = None
         try:
-            response = await self._run(request, model, serving, create, ending)
+            result = await self._run(asked)
         except Exception as e:
-            if ending.status == "abandoned":
-                ending.status = "refused" if _is_the_callers(e) else "failed"
+            if asked.ending.status == "abandoned":
+                asked.ending.status = "refused" if _is_the_callers(e) else "failed"
             raise
         finally:
-            if not isinstance(response, StreamingResponse):
-                self.metrics.requests.labels(ending.status).inc()
-        return response
+            if not isinstance(result, Streamed):
+                self.metrics.requests.labels(asked.ending.status).inc()
+        return result
 
-    async def _run(
-        self,
-        request: Request,
-        model: type[Any],
-        serving: Any,
-        create: Callable[[Any, Any], Awaitable[Any]],
-        ending: _Ending,
-    ) -> Response:
-        raw = await body.read(request.stream(), request.headers)
-        start = time.perf_counter()
-        admission = admit(
-            body.decode(raw),
-            fields=model.model_fields.keys(),
-            models=self.models,
-            bundles=self.bundles,
-            on_failure=self.on_failure,
-        )
-        ask = _parse(model, {**admission.body, "request_id": request.state.request_id})
-        self.metrics.admission_seconds.observe(time.perf_counter() - start)
-        steered = admission.steered
+    async def _run(self, asked: Asked) -> Whole | Streamed:
+        steered, serving = asked.steered, asked.route.serving
         witness = Witness(self.engine, "closed" if steered is None else steered.on_failure)
         if steered is not None:
             serving = copy(serving)
             serving.engine_client = witness
 
         def close() -> dict[str, Any]:
-            return self._close(steered, witness, ending)
+            return self._close(steered, witness, asked.ending)
 
         def failure() -> NotApplied | None:
             if witness.failure is not None:
-                self._mismatch(witness.failure, ending, "not_applied")
+                self._mismatch(witness.failure, asked.ending, "not_applied")
             return witness.failure
 
         # No raw request: its headers would choose the engine's request id, the data-parallel rank and the priority.
         try:
-            result = await _unless_gone(request, _checked(create(serving, ask)))
+            result = await checked(asked.route.create(serving, asked.ask))
         except NotApplied:
             failure()
             raise
-        if result is None:
-            return Response(status_code=499)
         if isinstance(result, AsyncGenerator):
             opening = NOT_REQUESTED if steered is None else requested(steered.plan, steered.bundles)
-            events = told(result, opening, close, failure)
-            return StreamingResponse(
-                with_sse_keep_alive(self._counted(events, ending), self.keep_alive_seconds),
-                media_type="text/event-stream",
-                headers={**_headers(opening), "cache-control": "no-cache"},
-            )
-        if isinstance(result, ErrorResponse):
-            raise Refused(of_vllm(result.error.code, result.error.message, result.error.param))
-        document = result.model_dump()
+            events = asked.route.told(result, opening, close, failure)
+            return Streamed(opening, self._counted(events, asked.ending))
+        document = result.model_dump(mode="json", by_alias=True)
         document.pop("kv_transfer_params", None)
         document["steering"] = close()
-        return JSONResponse(document, headers=_headers(document["steering"]))
+        return Whole(document)
 
     def _close(self, steered: Steered | None, witness: Witness, ending: _Ending) -> dict[str, Any]:
         """The reply's `steering` object, checked and counted.
@@ -188,11 +233,11 @@ class Generation:
         self.metrics.mismatches.inc()
         log.error("a plan was not applied: %s", error.message)
 
-    async def _counted(self, events: AsyncGenerator[str, None], ending: _Ending) -> AsyncGenerator[str, None]:
+    async def _counted(self, events: AsyncGenerator[Event, None], ending: _Ending) -> AsyncGenerator[Event, None]:
         try:
             async with aclosing(events):
                 async for event in events:
-                    if event.startswith('data: {"error"') and ending.status == "abandoned":
+                    if event.problem is not None and ending.status == "abandoned":
                         ending.status = "failed"
                     yield event
         finally:
@@ -200,22 +245,11 @@ class Generation:
 
 
 def _is_the_callers(error: Exception) -> bool:
-    match error:
-        case Refused():
-            return error.problem.status < 500
-        case TrimtabError():
-            return of_error(error).status < 500
-        case _:
-            return isinstance(error, body.BodyTooLarge)
+    return of_exception(error).status < 500
 
 
-def _headers(steering: Mapping[str, Any]) -> dict[str, str]:
-    plan = {"x-steering-plan": steering["plan"]} if "plan" in steering else {}
-    return {"x-steering-status": steering["status"], **plan}
-
-
-def _parse(model: type[Any], document: Mapping[str, Any]) -> Any:
-    """vLLM's request model of the body.
+def parsed(model: type[Any], document: Mapping[str, Any]) -> Any:
+    """vLLM's request model of a document.
 
     Raises:
         InvalidRequest: with the fields at fault.
@@ -238,10 +272,14 @@ def _parse(model: type[Any], document: Mapping[str, Any]) -> Any:
         raise InvalidRequest([Violation(getattr(e, "parameter", None) or "body", str(e)[:400])]) from e
 
 
-async def _checked(result: Awaitable[Any]) -> Any:
-    """What vLLM's serving code returns; its exceptions become problems, and those of the server are logged."""
+async def checked(result: Awaitable[Any]) -> Any:
+    """What vLLM's serving code returns; its errors become problems, and those of the server are logged.
+
+    Raises:
+        Refused: with the problem.
+    """
     try:
-        return await result
+        found = await result
     except TrimtabError:
         raise
     except EngineDeadError as e:
@@ -255,21 +293,8 @@ async def _checked(result: Awaitable[Any]) -> Any:
             log.exception("a generation failed")
             message = f"the engine failed on this request ({type(e).__name__}); the server's log has the cause"
         raise Refused(of_vllm(error.code, message, error.param)) from e
-
-
-async def _unless_gone(request: Request, result: Any) -> Any:
-    """`result`, or None as soon as the client goes away: the engine then stops at the next step."""
-    work = asyncio.ensure_future(result)
-    gone = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
-    finally:
-        gone.cancel()
-        if not work.done():
-            work.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    if isinstance(found, ErrorResponse):
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError  # vLLM answers a cancel with an error.
+        raise Refused(of_vllm(found.error.code, found.error.message, found.error.param))
+    return found

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import signal
+import ssl
 import sys
 import threading
 from argparse import Namespace
@@ -14,6 +15,7 @@ from typing import Any
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
@@ -31,8 +33,10 @@ from trimtab.server.service import flags
 from trimtab.server.service.app import build
 from trimtab.server.service.edge import Drain, digest
 from trimtab.server.service.generation import Generation
+from trimtab.server.service.inspect import Inspector
 from trimtab.server.service.metrics import Metrics
-from trimtab.server.service.preflight import Preflight
+from trimtab.server.service.preflight import TLS, Preflight
+from trimtab.server.service.rpc.server import RPC
 from trimtab.server.service.shelf import Shelf
 
 __all__ = ["ENGINE_DIED", "INTERRUPTED", "run"]
@@ -117,12 +121,14 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
         reports = await prove(engine, [bundle.content_hash for bundle in shelf.values()])
         state = State()
         await init_app_state(engine, state, args, await engine.get_supported_tasks())
-        if state.openai_serving_chat is None or state.openai_serving_completion is None:
+        serving = (state.openai_serving_chat, state.openai_serving_completion, state.openai_serving_responses)
+        if None in serving:
             raise Unsupported(f"{settings.model} does not generate text; serve a decoder")
         generation = Generation(
             engine=engine,
             chat=state.openai_serving_chat,
             completion=state.openai_serving_completion,
+            responses=state.openai_serving_responses,
             models=(settings.served_name, *state.openai_serving_models.lora_requests),
             bundles=shelf,
             on_failure=settings.on_failure,
@@ -130,21 +136,16 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
             keep_alive_seconds=float(args.sse_keep_alive_interval),
         )
         key = None if settings.api_key is None else digest(settings.api_key)
-        server = _Server(
-            uvicorn.Config(
-                build(generation, shelf, state.openai_serving_models, REGISTRY, key=key, drain=drain),
-                lifespan="off",
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=1,
-            )
-        )
+        models, tokenization = state.openai_serving_models, state.serving_tokenization
+        app = build(generation, shelf, models, tokenization, REGISTRY, key=key, drain=drain)
+        inspector = Inspector(generation, tokenization)
+        rpc = None if settings.grpc_port is None else RPC(generation, shelf, inspector, key=key, drain=drain)
+        server = _server(app, settings.tls)
         n_layers = len({layer for report in reports for layer in report["layers"]})
         settings.say(
             f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(shelf) or 'none'}"
         )
-        return await _until_stopped(server, engine, drain, ready, args.shutdown_timeout)
+        return await _until_stopped(server, rpc, engine, drain, ready, args.shutdown_timeout)
 
 
 @asynccontextmanager
@@ -169,8 +170,24 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _server(app: FastAPI, tls: TLS | None) -> _Server:
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else str(tls.key),
+        ssl_ca_certs=None if tls is None or tls.client_ca is None else str(tls.client_ca),
+        ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.client_ca is None else ssl.CERT_REQUIRED,
+    )
+    return _Server(config)
+
+
 async def _until_stopped(
-    server: _Server, engine: EngineClient, drain: Drain, ready: Preflight, drain_seconds: float
+    server: _Server, rpc: RPC | None, engine: EngineClient, drain: Drain, ready: Preflight, drain_seconds: float
 ) -> int:
     settings, sock = ready.settings, ready.sock
     loop = asyncio.get_running_loop()
@@ -188,16 +205,25 @@ async def _until_stopped(
     serving = asyncio.ensure_future(server.serve(sockets=[sock]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
-    settings.say(f"serving {settings.served_name} on http://{f'[{host}]' if ':' in host else host}:{port}")
+    shown = f"[{host}]" if ":" in host else host
+    if rpc is not None:
+        bound = await rpc.start(host, settings.grpc_port or 0, settings.tls)
+        settings.say(f"serving gRPC on {shown}:{bound}")
+    scheme = "http" if settings.tls is None else "https"
+    settings.say(f"serving {settings.served_name} on {scheme}://{shown}:{port}")
     died = False
     while not serving.done():
         await asyncio.wait((serving,), timeout=POLL_SECONDS)
+        if drain.begun and rpc is not None:
+            await rpc.not_serving()
         if drain.begun and (not drain.n_active or loop.time() > deadline):
             server.should_exit = True
         if engine.errored and not died:
             died = server.should_exit = True
             log.error("the engine has stopped; so does this server")
     await serving
+    if rpc is not None:
+        await rpc.stop()
     for number in STOP_SIGNALS:
         loop.remove_signal_handler(number)
     sys.stderr.flush()

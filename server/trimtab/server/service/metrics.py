@@ -1,5 +1,8 @@
 """The service's own series; vLLM's stand beside them in the same registry."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 __all__ = ["STATUSES", "Metrics"]
@@ -32,3 +35,12 @@ class Metrics:
             self.requests.labels(status)
         for scope in ("prompt", "completion", "cached_prompt"):
             self.edited_tokens.labels(scope)
+
+    @contextmanager
+    def refusals(self, is_the_callers: Callable[[Exception], bool] = lambda _: True) -> Iterator[None]:
+        """Count an exception before a request's run as a request that was refused, or that failed."""
+        try:
+            yield
+        except Exception as e:
+            self.requests.labels("refused" if is_the_callers(e) else "failed").inc()
+            raise

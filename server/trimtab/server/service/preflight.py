@@ -4,6 +4,7 @@ import ipaddress
 import json
 import os
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +17,43 @@ from trimtab.attribution.fingerprint import model_fingerprint, model_folder, tok
 from trimtab.server.errors import Unsupported
 from trimtab.server.service.admission import OnFailure
 
-__all__ = ["Preflight", "Settings", "preflight"]
+__all__ = ["TLS", "Preflight", "Settings", "preflight"]
 
 MIN_KEY_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class TLS:
+    """The files, PEM, of a server that speaks TLS."""
+
+    certificate: Path
+    """The server's, and the chain above it."""
+    key: Path
+    client_ca: Path | None
+    """Whoever calls must show a certificate of this authority; None asks for none."""
+
+    @classmethod
+    def of(cls, certificate: Path | None, key: Path | None, client_ca: Path | None) -> "TLS | None":
+        """TLS with these files; None for a server without.
+
+        Raises:
+            Unsupported: one of certificate and key is missing, or a file cannot be read.
+        """
+        if certificate is None or key is None:
+            if certificate or key or client_ca:
+                raise Unsupported("--tls-cert and --tls-key go together, and --tls-client-ca needs both")
+            return None
+        for path in (certificate, key, client_ca):
+            if path is not None and not os.access(path, os.R_OK):
+                raise Unsupported(f"{path} cannot be read; give a PEM file")
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            if client_ca is not None:
+                context.load_verify_locations(client_ca)
+        except (ssl.SSLError, OSError) as e:
+            raise Unsupported(f"{certificate}, {key} are no certificate and its key, or one is not PEM ({e})") from e
+        return cls(certificate, key, client_ca)
 
 
 @dataclass(frozen=True)
@@ -39,6 +74,10 @@ class Settings:
     engine_flags: Sequence[str]
     say: Callable[[str], None]
     """Tells the operator one line."""
+    grpc_port: int | None = None
+    """0 takes any free port; None serves no gRPC."""
+    tls: TLS | None = None
+    """Of both ports."""
 
 
 class Preflight(NamedTuple):
@@ -64,7 +103,10 @@ def preflight(settings: Settings) -> Iterator[Preflight]:
     _check_plugins()
     _check_exposure(settings)
     bundles = _bundles(settings.bundles)
-    with _listen(settings) as sock:
+    with _listen(settings.host, settings.port) as sock:
+        if settings.grpc_port:
+            with _listen(settings.host, settings.grpc_port, "--grpc-port"):
+                pass  # It is bound again once the engine runs.
         folder = model_folder(resolve(settings.model))
         identity = _identity(settings.model, folder)
         for bundle in bundles.values():
@@ -101,17 +143,15 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def _listen(settings: Settings) -> Iterator[socket.socket]:
+def _listen(host: str, port: int, flag: str = "--port") -> Iterator[socket.socket]:
     """The bound socket: a port that is taken is found before the engine starts."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind((settings.host, settings.port))
+            sock.bind((host, port))
         except OSError as e:
-            raise Unsupported(
-                f"cannot listen on {settings.host} port {settings.port}: {e.strerror}; --port 0 takes a free one"
-            ) from e
+            raise Unsupported(f"cannot listen on {host} port {port}: {e.strerror}; {flag} 0 takes a free one") from e
         yield sock
 
 

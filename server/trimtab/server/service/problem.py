@@ -20,8 +20,9 @@ from trimtab.server.errors import (
     UnknownBundle,
     Unsupported,
 )
+from trimtab.server.service.body import BodyTooLarge
 
-__all__ = ["RETRY_AFTER_SECONDS", "Problem", "of_error", "of_vllm"]
+__all__ = ["RETRY_AFTER_SECONDS", "Problem", "Refused", "of_error", "of_exception", "of_vllm"]
 
 RETRY_AFTER_SECONDS = 5
 
@@ -74,6 +75,27 @@ class Problem(NamedTuple):
                 return {"x-should-retry": "false"}
             case _:
                 return {}
+
+
+class Refused(Exception):
+    """A request ends with this problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def of_exception(error: Exception) -> Problem:
+    """The problem of whatever left a handler; what nobody foresaw is the server's fault, and says nothing of its insides."""
+    match error:
+        case TrimtabError():
+            return of_error(error)
+        case Refused():
+            return error.problem
+        case BodyTooLarge():
+            return Problem(413, "request_too_large", str(error))
+        case _:
+            return Problem(500, "internal", f"an error of the server ({type(error).__name__}); its log has the cause")
 
 
 def of_error(error: TrimtabError) -> Problem:

@@ -7,15 +7,26 @@ asked is never followed by a finish reason, nor by [DONE].
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 from trimtab.server.errors import NotApplied
-from trimtab.server.service.problem import of_error, of_vllm
+from trimtab.server.service.problem import Problem, of_error, of_vllm
 
-__all__ = ["DONE", "told"]
+__all__ = ["DONE", "Event", "told"]
 
 DONE = "data: [DONE]\n\n"
 _PREFIX = "data: "
+
+
+class Event(NamedTuple):
+    """One event of a stream."""
+
+    text: str
+    """As it goes over HTTP."""
+    document: Mapping[str, Any] | None = None
+    """Its JSON object; None for a comment, and for [DONE]."""
+    problem: Problem | None = None
+    """The error that it tells; nothing but [DONE] follows it."""
 
 
 async def told(
@@ -23,7 +34,7 @@ async def told(
     opening: Mapping[str, Any],
     closing: Callable[[], Mapping[str, Any]],
     failure: Callable[[], NotApplied | None],
-) -> AsyncGenerator[str, None]:
+) -> AsyncGenerator[Event, None]:
     """The events of vLLM's stream with `opening` in the first chunk and `closing()` in the last.
 
     `closing` is called once, when the stream is complete; when it raises NotApplied the stream ends with that error instead.
@@ -37,14 +48,14 @@ async def told(
                 break
             chunk = _payload(event)
             if chunk is None:
-                yield event
+                yield Event(event)
                 continue
             if "error" in chunk:
                 if (cause := failure()) is not None:
-                    yield _event(of_error(cause).document)
+                    yield _failed(of_error(cause))
                     return
                 failed = True
-                yield _event(_error(chunk["error"]))
+                yield _failed(_problem(chunk["error"]))
                 continue
             touched = first
             if first:
@@ -53,21 +64,21 @@ async def told(
             if _finishes(chunk):
                 held.append(chunk)
             else:
-                yield _event(chunk) if touched else event
+                yield _event(chunk) if touched else Event(event, chunk)
         else:
             return  # The source ended without [DONE]: neither do we say it.
     if not failed:
         try:
             totals = dict(closing())
         except NotApplied as e:
-            yield _event(of_error(e).document)
+            yield _failed(of_error(e))
             return
         if not held:
             held.append({"object": "steering", "choices": []})
         held[-1]["steering"] = totals
     for chunk in held:
         yield _event(chunk)
-    yield DONE
+    yield Event(DONE)
 
 
 def _payload(event: str) -> dict[str, Any] | None:
@@ -83,10 +94,14 @@ def _finishes(chunk: Mapping[str, Any]) -> bool:
     return not choices or any(choice.get("finish_reason") is not None for choice in choices)
 
 
-def _event(document: Mapping[str, Any]) -> str:
-    return f"{_PREFIX}{json.dumps(document, separators=(',', ':'))}\n\n"
+def _event(document: Mapping[str, Any]) -> Event:
+    return Event(f"{_PREFIX}{json.dumps(document, separators=(',', ':'))}\n\n", document)
 
 
-def _error(error: Mapping[str, Any]) -> dict[str, Any]:
+def _failed(problem: Problem) -> Event:
+    return _event(problem.document)._replace(problem=problem)
+
+
+def _problem(error: Mapping[str, Any]) -> Problem:
     status = error.get("code")
-    return of_vllm(status if isinstance(status, int) else 500, str(error.get("message")), error.get("param")).document
+    return of_vllm(status if isinstance(status, int) else 500, str(error.get("message")), error.get("param"))

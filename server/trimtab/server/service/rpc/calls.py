@@ -1,0 +1,87 @@
+"""What holds of every call: its key, its id, no new work while the server drains, and errors told in full."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import grpc
+from grpc_status import rpc_status
+
+from trimtab.server.service.edge import DRAINING, Drain, key_problem
+from trimtab.server.service.problem import Problem, Refused, of_exception
+from trimtab.server.service.rpc.status import status_of
+
+__all__ = ["Calls", "Keys"]
+
+log = logging.getLogger("trimtab")
+_OPEN = "/grpc.health."
+"""Probes carry no key."""
+
+
+class Keys(grpc.aio.ServerInterceptor):
+    """Refuses calls without the server's key, which is metadata: `authorization: Bearer …`."""
+
+    def __init__(self, key: bytes | None) -> None:
+        self._key = key
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], call: grpc.HandlerCallDetails
+    ) -> Any:
+        """The handler of a call, or one that refuses it."""
+        if call.method.startswith(_OPEN):
+            return await continuation(call)
+        metadata = dict(call.invocation_metadata or ())
+        problem = key_problem(self._key, str(metadata.get("authorization", "")))
+        return await continuation(call) if problem is None else _refusal(problem)
+
+
+def _refusal(problem: Problem) -> Any:
+    async def refuse(_: Any, context: Any) -> None:
+        await context.abort_with_status(rpc_status.to_status(status_of(problem)))
+
+    return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+class Calls:
+    """The calls of our own services."""
+
+    def __init__(self, drain: Drain) -> None:
+        self._drain = drain
+
+    def begun(self, context: Any, path: Callable[[str], str] = lambda field: field) -> "_Call":
+        """A call under way; `path` tells where a field of the HTTP API is in its message."""
+        return _Call(self._drain, context, path)
+
+
+class _Call:
+    """As a context: the id that names the call in the engine. What is raised inside ends the call with a rich status."""
+
+    def __init__(self, drain: Drain, context: Any, path: Callable[[str], str]) -> None:
+        self._drain = drain
+        self._context = context
+        self._path = path
+
+    async def __aenter__(self) -> str:
+        # Ours names the request in the engine; a client's is never used, for ids that collide cross requests.
+        self._id = uuid4().hex
+        # At the end, and not before: a client may ask again by itself as long as nothing has come.
+        self._context.set_trailing_metadata((("x-request-id", self._id),))
+        if self._drain.begun:
+            await self._abort(DRAINING)
+        self._drain.n_active += 1
+        return self._id
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drain.n_active -= 1
+        if isinstance(error, Exception):
+            problem = of_exception(error)
+            if problem.code == "internal" and not isinstance(error, Refused):
+                log.exception("a call failed")
+            await self._abort(problem)
+
+    async def _abort(self, problem: Problem) -> None:
+        await self._context.abort_with_status(rpc_status.to_status(status_of(problem, self._path, request_id=self._id)))

@@ -1,0 +1,223 @@
+"""Keys, draining and TLS of the gRPC port, over a scripted engine; and TLS of the HTTP port beside it."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
+
+from tests.bundles import random_bundle
+from tests.server.service.fakes import ScriptedEngine, ScriptedServing
+from trimtab.server.errors import Unsupported
+from trimtab.server.service.app import build
+from trimtab.server.service.edge import Drain, digest
+from trimtab.server.service.generation import Generation
+from trimtab.server.service.launch import _server
+from trimtab.server.service.metrics import Metrics
+from trimtab.server.service.preflight import TLS
+from trimtab.server.service.rpc.server import RPC
+from trimtab.v1 import inference_pb2 as v1
+from trimtab.v1 import steering_pb2 as words
+from trimtab.v1.inference_pb2_grpc import InferenceServiceStub
+
+KEY = "a-key-for-the-tests-of-grpc"
+ASK = v1.GenerateRequest(model="m", text="hi")
+NONE = cast(Any, None)
+
+
+def generation(engine: ScriptedEngine) -> Generation:
+    serving = cast(Any, ScriptedServing(engine))
+    return Generation(
+        engine=cast(Any, engine),
+        chat=serving,
+        completion=serving,
+        responses=serving,
+        models=("m",),
+        bundles={"calm": random_bundle()},
+        on_failure="closed",
+        metrics=Metrics(CollectorRegistry()),
+        keep_alive_seconds=0.0,
+    )
+
+
+@asynccontextmanager
+async def serving(
+    *, key: str | None = None, tls: TLS | None = None, drain: Drain | None = None, engine: Any = None
+) -> AsyncIterator[str]:
+    """The address of a running gRPC server."""
+    hashed = None if key is None else digest(key)
+    rpc = RPC(generation(engine or ScriptedEngine()), NONE, NONE, key=hashed, drain=drain or Drain())
+    port = await rpc.start("127.0.0.1", 0, tls)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await rpc.stop()
+
+
+async def code(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
+async def test_without_its_key_a_server_answers_probes_alone() -> None:
+    async with serving(key=KEY) as address, grpc.aio.insecure_channel(address) as channel:
+        stub: Any = InferenceServiceStub(channel)
+        assert await code(stub.Generate(ASK)) == grpc.StatusCode.UNAUTHENTICATED
+        wrong = (("authorization", "Bearer another-key-that-is-long"),)
+        assert await code(stub.Generate(ASK, metadata=wrong)) == grpc.StatusCode.UNAUTHENTICATED
+        assert await code(stub.StreamGenerate(ASK).read()) == grpc.StatusCode.UNAUTHENTICATED
+        right = (("authorization", f"Bearer {KEY}"),)
+        assert (await stub.Generate(ASK, metadata=right)).completions[0].text == "so it goes"
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_draining_server_takes_no_new_call_and_its_health_says_so() -> None:
+    drain = Drain()
+    drain.begun = True
+    async with serving(drain=drain) as address, grpc.aio.insecure_channel(address) as channel:
+        stub: Any = InferenceServiceStub(channel)
+        assert await code(stub.Generate(ASK)) == grpc.StatusCode.UNAVAILABLE
+        assert drain.n_active == 0
+
+
+async def test_a_reply_that_was_not_steered_as_asked_is_withheld() -> None:
+    edit = words.Edit(bundle="calm", latent=7, operation=words.OPERATION_ADD, amount=1.0)
+    steered = v1.GenerateRequest(model="m", text="hi", steering=words.Steering(free_form=words.Edits(edits=[edit])))
+    async with serving() as address, grpc.aio.insecure_channel(address) as channel:
+        stub: Any = InferenceServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError, match="no proof") as caught:
+            await stub.Generate(steered)
+        assert caught.value.code() == grpc.StatusCode.INTERNAL
+        stream, seen = stub.StreamGenerate(steered), []
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for piece in stream:
+                seen.append(piece)
+        assert (await stream.code(), len(seen)) == (grpc.StatusCode.INTERNAL, 2)
+        assert all(not completion.finish_reason for piece in seen for completion in piece.completions)
+        steered.steering.on_failure = words.ON_FAILURE_OPEN
+        assert (await stub.Generate(steered)).steering.status == words.STATUS_FAILED_OPEN
+
+
+async def test_an_error_of_the_server_tells_nothing_of_its_insides() -> None:
+    engine = ScriptedEngine(error=RuntimeError("secret path"))
+    async with serving(engine=engine) as address, grpc.aio.insecure_channel(address) as channel:
+        stub: Any = InferenceServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Generate(ASK)
+    assert "secret" not in str(rpc_status.from_call(cast(Any, caught.value)))
+
+
+async def test_a_port_that_is_taken_is_refused() -> None:
+    async with serving() as address:
+        rpc = RPC(generation(ScriptedEngine()), NONE, NONE, key=None, drain=Drain())
+        with pytest.raises(Unsupported, match="cannot listen"):
+            await rpc.start("127.0.0.1", int(address.rpartition(":")[2]), None)
+        await rpc.stop()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and what it signed: `server` and `client`."""
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*args: str) -> None:
+        subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
+
+    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(*new, "-x509", "-days", "2", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1")
+    for name in ("server", "client"):
+        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signed = (
+            "x509",
+            "-req",
+            "-days",
+            "2",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-extfile",
+            "san",
+        )
+        openssl(*signed, "-in", f"{name}.csr", "-out", f"{name}.pem")
+    return folder
+
+
+def tls(files: Path, *, mutual: bool) -> TLS:
+    found = TLS.of(files / "server.pem", files / "server.key", files / "ca.pem" if mutual else None)
+    assert found is not None
+    return found
+
+
+async def test_grpc_over_tls(files: Path) -> None:
+    trusted = grpc.ssl_channel_credentials((files / "ca.pem").read_bytes())
+    async with serving(tls=tls(files, mutual=False)) as address:
+        async with grpc.aio.secure_channel(address, trusted) as channel:
+            stub: Any = InferenceServiceStub(channel)
+            assert (await stub.Generate(ASK)).completions
+        async with grpc.aio.insecure_channel(address) as channel:
+            plain: Any = InferenceServiceStub(channel)
+            assert await code(plain.Generate(ASK)) == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_grpc_over_mutual_tls(files: Path) -> None:
+    ca, key, certificate = ((files / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
+    async with serving(tls=tls(files, mutual=True)) as address:
+        async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca, key, certificate)) as channel:
+            stub: Any = InferenceServiceStub(channel)
+            assert (await stub.Generate(ASK)).completions
+        async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca)) as channel:
+            unknown: Any = InferenceServiceStub(channel)
+            assert await code(unknown.Generate(ASK)) == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+async def test_http_over_tls(files: Path, listening: socket.socket, mutual: bool) -> None:
+    app = build(generation(ScriptedEngine()), NONE, NONE, NONE, CollectorRegistry(), key=None, drain=Drain())
+    server = _server(app, tls(files, mutual=mutual))
+    running = asyncio.ensure_future(server.serve(sockets=[listening]))
+    url = f"https://127.0.0.1:{listening.getsockname()[1]}/livez"
+    while not server.started:
+        await asyncio.sleep(0.01)
+    context = ssl.create_default_context(cafile=files / "ca.pem")
+    if mutual:
+        async with httpx.AsyncClient(verify=context) as client:
+            with pytest.raises(httpx.HTTPError):
+                await client.get(url)
+        context.load_cert_chain(files / "client.pem", files / "client.key")
+    async with httpx.AsyncClient(verify=context) as client:
+        assert (await client.get(url)).status_code == 200
+    server.should_exit = True
+    await running
+
+
+@pytest.mark.parametrize(
+    "given", [("server.pem", None, None), (None, None, "ca.pem"), ("server.pem", "client.key", None)]
+)
+def test_files_that_do_not_go_together_are_refused(files: Path, given: tuple[str | None, ...]) -> None:
+    with pytest.raises(Unsupported):
+        TLS.of(*(None if name is None else files / name for name in given))
+    with pytest.raises(Unsupported, match="cannot be read"):
+        TLS.of(files / "absent.pem", files / "server.key", None)
