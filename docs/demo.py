@@ -215,22 +215,11 @@ def _show(ask: Ask, reply: Any) -> None:
     console.print(f"\n{ask.title}" + (f", strength {ask.strength:g}" if ask.strength is not None else ""), style="cyan")
     console.print(f"    {ask.prompt}", markup=False)
     console.print(_wrapped(f"→ {' '.join(_text(reply).split())}"), markup=False)
-    console.print(_wrapped(_proof(Applied.of(reply))), style="dim", markup=False)
+    console.print(_wrapped(str(Applied.of(reply))), style="dim", markup=False)
 
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="      ")
-
-
-def _proof(applied: Applied) -> str:
-    if applied.status != "applied":
-        return applied.status
-    where = ", ".join(applied.hook_points)
-    return (
-        f"applied {str(applied.plan)[:19]}… at {where}: {applied.prompt_tokens} prompt tokens, "
-        f"{applied.completion_tokens} completion tokens, {applied.cached_prompt_tokens} from the cache, "
-        f"largest ‖Δ‖/‖h‖ {applied.max_relative_norm:.3f}"
-    )
 
 
 def _guarded(run: Callable[[], int]) -> int:

@@ -32,12 +32,12 @@ class Server:
 
     base_url: str
     """`http://127.0.0.1:PORT`; the OpenAI API is under `/v1`."""
-    grpc: str
-    """`127.0.0.1:PORT`."""
     model: str
     bundle: Bundle
     process: subprocess.Popen[bytes]
     log: Path
+    grpc: str = ""
+    """`127.0.0.1:PORT`; empty when it serves none."""
 
     def post(self, path: str, document: object, **options: float) -> httpx.Response:
         """The reply to a JSON document."""
@@ -81,7 +81,7 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
         base_url = address(process, log)
         grpc = re.search(r"serving gRPC on (\S+)", log.read_text(errors="replace"))
         assert grpc is not None
-        running = Server(base_url, grpc[1], "smollm2-135m-instruct", bundle, process, log)
+        running = Server(base_url, "smollm2-135m-instruct", bundle, process, log, grpc[1])
         yield running
         _drains(running)
     finally:

@@ -26,8 +26,7 @@ ARMS: list[dict[str, Any]] = [
 def test_arms_differ_by_their_steering_alone(server: Server) -> None:
     found = server.post("/v1/steering/compare", {**ASK, "arms": [*ARMS, {"name": "control again"}]}).json()
     said = [arm["reply"]["choices"][0]["message"]["content"] for arm in found["arms"]]
-    assert said[0] == said[3]
-    assert len(set(said)) == 3
+    assert said[0] == said[3] != said[1]
     assert [arm["reply"]["steering"]["status"] for arm in found["arms"]] == [
         "not_requested",
         "applied",

@@ -108,8 +108,7 @@ def test_arms_run_side_by_side_with_one_seed(inference: Any) -> None:
     said = [
         "".join(p.chat.choices[0].message.content for p in pieces if p.arm == i and p.chat.choices) for i in range(4)
     ]
-    assert said[0] == said[2]
-    assert len(set(said)) == 3
+    assert said[0] == said[2] != said[1]
     assert len({piece.seed for piece in pieces}) == 1
     last = {piece.name: piece.chat.steering for piece in pieces}
     assert last["calm"].status == words.STATUS_APPLIED

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from trimtab.client.bundles import BundleLatent as BundleLatent
     from trimtab.client.bundles import BundleSummary as BundleSummary
     from trimtab.client.bundles import Validation as Validation
+    from trimtab.client.comparison import Arm as Arm
+    from trimtab.client.comparison import ArmReply as ArmReply
+    from trimtab.client.comparison import Comparison as Comparison
+    from trimtab.client.errors import CallError as CallError
     from trimtab.client.errors import ConflictError as ConflictError
     from trimtab.client.errors import InvalidBundleError as InvalidBundleError
     from trimtab.client.errors import InvalidSteeringError as InvalidSteeringError
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     from trimtab.client.errors import UnsupportedError as UnsupportedError
     from trimtab.client.errors import Violation as Violation
     from trimtab.client.http import Trimtab as Trimtab
+    from trimtab.client.inspection import InspectedToken as InspectedToken
+    from trimtab.client.inspection import Inspection as Inspection
+    from trimtab.client.inspection import LatentActivation as LatentActivation
     from trimtab.client.proof import Applied as Applied
     from trimtab.client.proof import HookPoint as HookPoint
     from trimtab.client.proof import require_applied as require_applied
@@ -36,15 +43,22 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Applied": "proof",
+    "Arm": "comparison",
+    "ArmReply": "comparison",
     "AsyncTrimtab": "aio",
     "BundleLatent": "bundles",
     "BundleSummary": "bundles",
+    "CallError": "errors",
+    "Comparison": "comparison",
     "ConflictError": "errors",
     "Edit": "spec",
     "HookPoint": "proof",
+    "InspectedToken": "inspection",
+    "Inspection": "inspection",
     "InvalidBundleError": "errors",
     "InvalidSteeringError": "errors",
     "Latent": "spec",
+    "LatentActivation": "inspection",
     "NotAppliedError": "errors",
     "Steering": "spec",
     "Trimtab": "http",
@@ -59,15 +73,22 @@ _HOME = {
 
 __all__ = [
     "Applied",
+    "Arm",
+    "ArmReply",
     "AsyncTrimtab",
     "BundleLatent",
     "BundleSummary",
+    "CallError",
+    "Comparison",
     "ConflictError",
     "Edit",
     "HookPoint",
+    "InspectedToken",
+    "Inspection",
     "InvalidBundleError",
     "InvalidSteeringError",
     "Latent",
+    "LatentActivation",
     "NotAppliedError",
     "Steering",
     "Trimtab",

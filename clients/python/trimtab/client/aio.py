@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import openai
+from openai import BaseModel
+from openai.types.chat import ChatCompletionMessageParam
 from typing_extensions import Unpack
 
-from trimtab.client import calls
+from trimtab.client import calls, comparison, inspection
 from trimtab.client.bundles import (
     BundleLatent,
     BundleSummary,
@@ -19,19 +21,37 @@ from trimtab.client.bundles import (
     read_latents,
     read_validation,
 )
-from trimtab.client.calls import ChatParams, ChatStreamParams, CompletionParams, CompletionStreamParams, Ending
+from trimtab.client.calls import (
+    ChatParams,
+    ChatStreamParams,
+    CompletionParams,
+    CompletionStreamParams,
+    Ending,
+    Verb,
+)
+from trimtab.client.comparison import Arms, Comparison, Gathered, Piece, RawPiece
+from trimtab.client.errors import NotAppliedError, UnsupportedError
+from trimtab.client.inspection import Inspection
 from trimtab.client.proof import Applied, require_applied
 from trimtab.client.replies import SteeredChatChunk, SteeredChatCompletion, SteeredCompletion
+from trimtab.client.rest import AsyncRest
 from trimtab.client.spec import Steering
 
-__all__ = ["AsyncTrimtab", "AsyncTrimtabStream"]
+if TYPE_CHECKING:
+    from trimtab.client.rest import AsyncRestChunks
+    from trimtab.client.rpc import AsyncGrpc, AsyncGrpcChunks
 
-Chunk = TypeVar("Chunk")
-Reply = TypeVar("Reply")
+__all__ = ["AsyncComparisonStream", "AsyncTrimtab", "AsyncTrimtabStream"]
+
+Chunk = TypeVar("Chunk", bound=BaseModel)
+Reply = TypeVar("Reply", bound=BaseModel)
 
 
 class AsyncTrimtab:
-    """A Trimtab server. Close it, or use it as a context manager."""
+    """A Trimtab server. Close it, or use it as a context manager.
+
+    `http_client` is the `openai` SDK's; `channel` is a `grpc.aio.Channel` of your own, for certificates and the like.
+    """
 
     def __init__(
         self,
@@ -41,22 +61,135 @@ class AsyncTrimtab:
         timeout: float = 600.0,
         max_retries: int = 2,
         http_client: Any = None,
+        channel: Any = None,
     ) -> None:
-        self.openai = openai.AsyncOpenAI(
-            base_url=calls.root(base_url),
-            api_key=calls.key(api_key),
-            timeout=timeout,
-            max_retries=max_retries,
-            http_client=http_client,
-        )
-        """The stock SDK client of the same server, for all else it can do; `Steering.openai()` makes it steer."""
-        self.chat = AsyncChat(self.openai)
-        self.completions = AsyncCompletions(self.openai)
-        self.steering = AsyncSteeringRoutes(self.openai)
+        self._wire: AsyncRest | AsyncGrpc
+        if calls.is_grpc(base_url):
+            from trimtab.client import rpc
+
+            self._wire = rpc.AsyncGrpc(channel or rpc.async_channel(base_url, max_retries), calls.key(api_key), timeout)
+        else:
+            self._wire = AsyncRest(
+                openai.AsyncOpenAI(
+                    base_url=calls.root(base_url),
+                    api_key=calls.key(api_key),
+                    timeout=timeout,
+                    max_retries=max_retries,
+                    http_client=http_client,
+                )
+            )
+        self.chat = AsyncChat(self._wire)
+        self.completions = AsyncCompletions(self._wire)
+        self.steering = AsyncSteeringRoutes(self._wire)
+
+    @property
+    def openai(self) -> openai.AsyncOpenAI:
+        """The stock SDK client of the same server, for all else it can do; `Steering.openai()` makes it steer.
+
+        Raises:
+            UnsupportedError: the client speaks gRPC.
+        """
+        if not isinstance(self._wire, AsyncRest):
+            raise UnsupportedError("the openai SDK speaks HTTP; give the server's HTTP address")
+        return self._wire.sdk
+
+    async def compare(
+        self,
+        arms: Arms,
+        *,
+        model: str,
+        messages: Iterable[ChatCompletionMessageParam] | None = None,
+        prompt: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        extra_body: Mapping[str, object] | None = None,
+    ) -> Comparison:
+        """One prompt with one seed under several steerings, run side by side.
+
+        Raises:
+            TrimtabError: what was asked for is wrong or was not done, with the arm at fault.
+        """
+        async with await self.compare_stream(
+            arms,
+            model=model,
+            messages=messages,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            extra_body=extra_body,
+        ) as stream:
+            async for _ in stream:
+                pass
+            return stream.comparison
+
+    async def compare_stream(
+        self,
+        arms: Arms,
+        *,
+        model: str,
+        messages: Iterable[ChatCompletionMessageParam] | None = None,
+        prompt: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        extra_body: Mapping[str, object] | None = None,
+    ) -> AsyncComparisonStream:
+        """`compare`, as it comes."""
+        params = {
+            "model": model,
+            "messages": None if messages is None else list(messages),
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        request = comparison.body(arms, params, extra_body)
+        return AsyncComparisonStream(await self._wire.stream("compare", request, RawPiece), arms)
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self.openai.close()
+        await self._wire.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncComparisonStream:
+    """The pieces of a comparison's arms as they come; when it is complete, `comparison` is all of it."""
+
+    def __init__(self, chunks: AsyncRestChunks[RawPiece] | AsyncGrpcChunks[RawPiece], arms: Arms) -> None:
+        self._chunks = chunks
+        self._gathered = Gathered(arms)
+        self._whole: Comparison | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        async for raw in self._chunks:
+            yield self._gathered.saw(raw)
+        self._whole = self._gathered.whole()
+
+    @property
+    def comparison(self) -> Comparison:
+        """What all arms said; known when the stream is complete.
+
+        Raises:
+            NotAppliedError: it is not.
+        """
+        if self._whole is None:
+            raise NotAppliedError(
+                "the comparison is not complete; read it to the end, its last pieces carry the proofs"
+            )
+        return self._whole
+
+    async def close(self) -> None:
+        """Stops all arms; the server aborts them."""
+        await self._chunks.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,15 +203,14 @@ class AsyncTrimtab:
 class AsyncTrimtabStream(Generic[Chunk]):
     """The chunks of a reply; when it is complete, `steering` is what was applied."""
 
-    def __init__(self, chunks: openai.AsyncStream[Chunk], steering: Steering | None) -> None:
+    def __init__(self, chunks: AsyncRestChunks[Chunk] | AsyncGrpcChunks[Chunk], steering: Steering | None) -> None:
         self._chunks = chunks
         self._ending = Ending(steering)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        with calls.typed_errors():
-            async for chunk in self._chunks:
-                self._ending.saw(chunk)
-                yield chunk
+        async for chunk in self._chunks:
+            self._ending.saw(chunk)
+            yield chunk
         self._ending.ended()
 
     @property
@@ -106,15 +238,15 @@ class AsyncTrimtabStream(Generic[Chunk]):
 class AsyncChat:
     """`client.chat.completions`, as in the SDK."""
 
-    def __init__(self, sdk: openai.AsyncOpenAI) -> None:
-        self.completions = AsyncChatCompletions(sdk)
+    def __init__(self, wire: AsyncRest | AsyncGrpc) -> None:
+        self.completions = AsyncChatCompletions(wire)
 
 
 class AsyncChatCompletions:
     """Chat replies."""
 
-    def __init__(self, sdk: openai.AsyncOpenAI) -> None:
-        self._sdk = sdk
+    def __init__(self, wire: AsyncRest | AsyncGrpc) -> None:
+        self._wire = wire
 
     @overload
     async def create(
@@ -144,15 +276,14 @@ class AsyncChatCompletions:
             openai.APIError: everything else.
         """
         request = calls.body(steering, extra_body, params)
-        chunks = openai.AsyncStream[SteeredChatChunk]
-        return await _send(self._sdk, "/chat/completions", request, steering, SteeredChatCompletion, chunks)
+        return await _send(self._wire, "chat", request, steering, SteeredChatCompletion, SteeredChatChunk)
 
 
 class AsyncCompletions:
     """Text replies."""
 
-    def __init__(self, sdk: openai.AsyncOpenAI) -> None:
-        self._sdk = sdk
+    def __init__(self, wire: AsyncRest | AsyncGrpc) -> None:
+        self._wire = wire
 
     @overload
     async def create(
@@ -177,20 +308,18 @@ class AsyncCompletions:
     ) -> SteeredCompletion | AsyncTrimtabStream[SteeredCompletion]:
         """A text reply, steered; otherwise as `chat.completions.create`."""
         request = calls.body(steering, extra_body, params)
-        chunks = openai.AsyncStream[SteeredCompletion]
-        return await _send(self._sdk, "/completions", request, steering, SteeredCompletion, chunks)
+        return await _send(self._wire, "completion", request, steering, SteeredCompletion, SteeredCompletion)
 
 
 class AsyncSteeringRoutes:
     """`/v1/steering`: what can be steered, and whether a request would be."""
 
-    def __init__(self, sdk: openai.AsyncOpenAI) -> None:
-        self._sdk = sdk
+    def __init__(self, wire: AsyncRest | AsyncGrpc) -> None:
+        self._wire = wire
 
     async def bundles(self) -> tuple[BundleSummary, ...]:
         """The bundles that are loaded, by name."""
-        with calls.typed_errors():
-            return read_bundles(await self._sdk.get("/steering/bundles", cast_to=object))
+        return read_bundles(await self._wire.ask("bundles", {}))
 
     async def latents(self, bundle: str) -> tuple[BundleLatent, ...]:
         """The latents that a bundle holds, with their evidence.
@@ -198,8 +327,7 @@ class AsyncSteeringRoutes:
         Raises:
             UnknownBundleError: the bundle is not loaded.
         """
-        with calls.typed_errors():
-            return read_latents(await self._sdk.get(calls.bundle_path(bundle), cast_to=object))
+        return read_latents(await self._wire.ask("bundle", {"name": bundle}))
 
     async def load(self, bundle: bytes, *, replace: bool = False, pin: bool = False) -> BundleSummary:
         """The bundle of these bytes (those of its file), now in every worker; loading it again changes nothing.
@@ -211,12 +339,7 @@ class AsyncSteeringRoutes:
             ConflictError: another bundle has its name, and is not to be replaced, or is pinned.
             openai.PermissionDeniedError: the server takes none.
         """
-        with calls.typed_errors():
-            return read_bundle(
-                await self._sdk.post(
-                    "/steering/bundles", cast_to=object, content=bundle, options=calls.upload(replace, pin)
-                )
-            )
+        return read_bundle(await self._wire.ask("load", {"data": bundle, "replace": replace, "pin": pin}))
 
     async def unload(self, bundle: str) -> None:
         """No request can name the bundle from now on; those that run on it keep it to their end.
@@ -225,18 +348,15 @@ class AsyncSteeringRoutes:
             UnknownBundleError: the bundle is not loaded.
             ConflictError: it is pinned.
         """
-        with calls.typed_errors():
-            await self._sdk.delete(calls.bundle_path(bundle), cast_to=object)
+        await self._wire.ask("unload", {"name": bundle})
 
     async def pin(self, bundle: str) -> BundleSummary:
         """The bundle, which can be neither replaced nor removed now."""
-        with calls.typed_errors():
-            return read_bundle(await self._sdk.put(f"{calls.bundle_path(bundle)}/pin", cast_to=object))
+        return read_bundle(await self._wire.ask("pin", {"name": bundle, "pinned": True}))
 
     async def unpin(self, bundle: str) -> BundleSummary:
         """The bundle, which can be replaced and removed again."""
-        with calls.typed_errors():
-            return read_bundle(await self._sdk.delete(f"{calls.bundle_path(bundle)}/pin", cast_to=object))
+        return read_bundle(await self._wire.ask("pin", {"name": bundle, "pinned": False}))
 
     async def validate(self, steering: Steering) -> Validation:
         """The plan that the server makes of these edits; nothing is run.
@@ -245,25 +365,41 @@ class AsyncSteeringRoutes:
             InvalidSteeringError: it refuses them, and says why.
             UnknownBundleError: a bundle is not loaded.
         """
-        with calls.typed_errors():
-            return read_validation(
-                await self._sdk.post("/steering/validate", cast_to=object, body=calls.body(steering, None, {}))
-            )
+        return read_validation(await self._wire.ask("validate", calls.body(steering, None, {})))
+
+    async def inspect(
+        self,
+        bundle: str,
+        *,
+        prompt: str | Sequence[int] | None = None,
+        messages: Iterable[ChatCompletionMessageParam] | None = None,
+        top_count: int = 5,
+        steering: Steering | None = None,
+    ) -> Inspection:
+        """The latents of a bundle that are most active on each token of a text, which the engine runs once for that.
+
+        Raises:
+            UnknownBundleError: the bundle is not loaded.
+            NotAppliedError: it was to be run under edits, and was not.
+        """
+        request = inspection.body(bundle, prompt, messages, top_count, steering)
+        found = await self._wire.ask("inspect", request)
+        if calls.must_be_applied(steering):
+            require_applied(found)
+        return inspection.read_inspection(found)
 
 
 async def _send(
-    sdk: openai.AsyncOpenAI,
-    path: str,
+    wire: AsyncRest | AsyncGrpc,
+    verb: Verb,
     request: dict[str, Any],
     steering: Steering | None,
     reply_type: type[Reply],
-    stream_type: type[openai.AsyncStream[Chunk]],
+    chunk_type: type[Chunk],
 ) -> Reply | AsyncTrimtabStream[Chunk]:
-    with calls.typed_errors():
-        if request.get("stream"):
-            chunks = await sdk.post(path, cast_to=object, body=request, stream=True, stream_cls=stream_type)
-            return AsyncTrimtabStream(chunks, steering)
-        reply = await sdk.post(path, cast_to=reply_type, body=request)
+    if request.get("stream"):
+        return AsyncTrimtabStream(await wire.stream(verb, request, chunk_type), steering)
+    reply = await wire.generate(verb, request, reply_type)
     if calls.must_be_applied(steering):
         require_applied(reply)
     return reply

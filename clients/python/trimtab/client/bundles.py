@@ -11,6 +11,7 @@ __all__ = [
     "BundleLatent",
     "BundleSummary",
     "Validation",
+    "read",
     "read_bundle",
     "read_bundles",
     "read_latents",
@@ -74,17 +75,17 @@ class Validation:
 
 def read_bundles(document: Any) -> tuple[BundleSummary, ...]:
     """The bundles of a listing."""
-    return _read(lambda listing: tuple(_summary(item) for item in listing["data"]), document)
+    return read(lambda listing: tuple(_summary(item) for item in listing["data"]), document)
 
 
 def read_bundle(document: Any) -> BundleSummary:
     """The bundle of an answer about one."""
-    return _read(_summary, document)
+    return read(_summary, document)
 
 
 def read_latents(document: Any) -> tuple[BundleLatent, ...]:
     """The latents of one bundle's description."""
-    return _read(lambda header: tuple(_latent(item) for item in header["latents"]), document)
+    return read(lambda header: tuple(_latent(item) for item in header["latents"]), document)
 
 
 def read_validation(document: Any) -> Validation:
@@ -94,7 +95,7 @@ def read_validation(document: Any) -> Validation:
         names = tuple(map(str, answer["bundles"])), tuple(map(str, answer["hook_points"]))
         return Validation(str(answer["plan"]), *names, int(answer["n_rows"]))
 
-    return _read(parse, document)
+    return read(parse, document)
 
 
 def _summary(item: Any) -> BundleSummary:
@@ -124,7 +125,12 @@ def _latent(item: Any) -> BundleLatent:
     )
 
 
-def _read(parse: Callable[[Any], T], value: Any) -> T:
+def read(parse: Callable[[Any], T], value: Any) -> T:
+    """What `parse` makes of a server's answer.
+
+    Raises:
+        TrimtabError: it cannot be read.
+    """
     try:
         return parse(value)
     except (AttributeError, KeyError, TypeError, ValueError) as e:

@@ -6,7 +6,7 @@ Everything here is pure; `http` and `aio` differ from each other by `await` alon
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import openai
@@ -18,7 +18,10 @@ from trimtab.client.errors import InvalidSteeringError, NotAppliedError, Trimtab
 from trimtab.client.proof import Applied, raw_proof, require_applied
 from trimtab.client.spec import Steering
 
-__all__ = ["ChatParams", "ChatStreamParams", "CompletionParams", "CompletionStreamParams", "Ending"]
+__all__ = ["ChatParams", "ChatStreamParams", "CompletionParams", "CompletionStreamParams", "Ending", "Verb"]
+
+Verb = Literal["chat", "completion", "compare", "validate", "inspect", "bundles", "bundle", "load", "unload", "pin"]
+"""What a transport can be asked for."""
 
 ChatParams = chat.CompletionCreateParamsNonStreaming
 ChatStreamParams = chat.CompletionCreateParamsStreaming
@@ -30,10 +33,15 @@ def root(base_url: str) -> str:
     """The OpenAI base URL of a server given with or without its `/v1`."""
     if urlsplit(base_url).scheme not in ("http", "https"):
         raise ValueError(
-            f"base_url {base_url!r} is no http(s) URL; give the server's root, such as http://127.0.0.1:8000"
+            f"base_url {base_url!r} is no http(s) or grpc(s) URL; give the server's root, such as http://127.0.0.1:8000"
         )
     trimmed = base_url.rstrip("/")
     return trimmed if trimmed.endswith("/v1") else f"{trimmed}/v1"
+
+
+def is_grpc(base_url: str) -> bool:
+    """Whether a URL is of a server's gRPC port."""
+    return urlsplit(base_url).scheme in ("grpc", "grpcs")
 
 
 def key(api_key: str | None) -> str:

@@ -6,7 +6,8 @@ TrimtabError
 ├── InvalidBundleError     the bytes that were to be loaded are no bundle for the server's model
 ├── ConflictError          another bundle has that name, or it is pinned
 ├── UnsupportedError       this server, model or engine cannot do it
-└── NotAppliedError        the reply was not steered as asked, or carries no proof that it was
+├── NotAppliedError        the reply was not steered as asked, or carries no proof that it was
+└── CallError              whatever else a call over gRPC fails of: keys, quotas, time-outs, the connection
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import openai
 
 __all__ = [
+    "CallError",
     "ConflictError",
     "InvalidBundleError",
     "InvalidSteeringError",
@@ -65,9 +67,14 @@ class TrimtabError(Exception):
         """HTTP status; None when the mistake was found before sending, or in the middle of a stream."""
 
     @staticmethod
+    def kind(code: str) -> type[TrimtabError] | None:
+        """The error of a stable code; None if it is about something else than steering."""
+        return next((kind for kind in _KINDS if kind.code == code), None)
+
+    @staticmethod
     def of(error: openai.APIError) -> TrimtabError | None:
         """The steering error that an exception of the stock `openai` SDK carries; None if it is about something else."""
-        kind = next((kind for kind in _KINDS if kind.code == error.code), None)
+        kind = TrimtabError.kind(error.code or "")
         if kind is None:
             return None
         body: dict[str, Any] = error.body if isinstance(error.body, dict) else {}
@@ -122,7 +129,18 @@ class NotAppliedError(TrimtabError):
     code = "steering_not_applied"
 
 
-_KINDS = (
+class CallError(TrimtabError):
+    """A call over gRPC failed, and not of its steering."""
+
+    def __init__(self, message: str, *, code: str, grpc_code: str, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.code = code
+        """Stable; the server's reason in lower case, or gRPC's own code where no server answered."""
+        self.grpc_code = grpc_code
+        """gRPC's code, `UNAVAILABLE`."""
+
+
+_KINDS: tuple[type[TrimtabError], ...] = (
     InvalidSteeringError,
     UnknownBundleError,
     InvalidBundleError,

@@ -6,7 +6,7 @@ It reads any reply that carries a `steering` object: this client's, the stock `o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -61,6 +61,23 @@ class Applied:
         """Edited tokens in all, those from the prefix cache too."""
         return self.prompt_tokens + self.completion_tokens + self.cached_prompt_tokens
 
+    def __str__(self) -> str:
+        """One line, for people."""
+        if self.status != "applied":
+            return self.status + (f": {self.reason}" if self.reason else "")
+        where = ", ".join(self.hook_points) or "no hook point"
+        return (
+            f"applied {(self.plan or '')[:19]}… at {where}: {self.prompt_tokens} prompt tokens, "
+            f"{self.completion_tokens} completion tokens, {self.cached_prompt_tokens} from the cache, "
+            f"largest ‖Δ‖/‖h‖ {self.max_relative_norm:.3f}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `steering` object of a reply, as JSON."""
+        points = {name: asdict(point) for name, point in self.hook_points.items()}
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "hook_points"}
+        return {**own, "bundles": list(self.bundles), "hook_points": points}
+
     @classmethod
     def of(cls, reply: object) -> Applied:
         """The proof that a reply carries.
@@ -113,6 +130,7 @@ def require_applied(reply: object) -> Applied:
 
 def raw_proof(reply: object) -> dict[str, Any] | None:
     """The reply's `steering` object as it came; None if there is none."""
+    reply = getattr(reply, "response", reply)  # an event of `/v1/responses` holds the response
     extra = reply if isinstance(reply, Mapping) else getattr(reply, "model_extra", None)
     raw = extra.get("steering") if isinstance(extra, Mapping) else None
     return raw if isinstance(raw, dict) else None
