@@ -95,6 +95,35 @@ class Mute:
         raise AttributeError(f"'CPUWorker' object has no attribute '{args[0]}'")
 
 
+class TwoCores:
+    """An engine of two data-parallel cores, as its client answers for them: one list of workers for each."""
+
+    def __init__(self, *by_core: list[dict[str, Any]]) -> None:
+        self.by_core = by_core
+
+    @property
+    def engine_core(self) -> "TwoCores":
+        return self
+
+    async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
+        assert (method, args) == ("collective_rpc", ("trimtab_handshake",))
+        return list(self.by_core)
+
+
+@pytest.mark.usefixtures("registered")
+async def test_the_workers_of_every_engine_core_are_asked() -> None:
+    both: Any = TwoCores([report(), report(rank=1)], [report(core=1), report(core=1, rank=1)])
+    assert [(r["core"], r["rank"]) for r in await handshake.prove(both)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    lame: Any = TwoCores([report()], [report(core=1, bundles=[])])
+    with pytest.raises(Unsupported, match="worker 0 of engine core 1 does not hold bundle sha256:a"):
+        await handshake.prove(lame, ["sha256:a"])
+
+
+async def test_a_client_that_reaches_one_core_alone_is_refused() -> None:
+    with pytest.raises(Unsupported, match="does not reach every worker"):
+        await handshake.prove(object())  # type: ignore[arg-type]
+
+
 async def test_workers_without_the_plugin_are_refused() -> None:
     with pytest.raises(Unsupported, match=r"do not answer the handshake.*VLLM_PLUGINS"):
         await handshake.prove(Mute())  # type: ignore[arg-type]

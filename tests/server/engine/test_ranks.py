@@ -1,12 +1,13 @@
 """What several ranks applied is one proof when they act as one, and a failure when they do not."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from trimtab.server.engine.proof import COUNTS, Report, settled
-from trimtab.server.engine.ranks import Gather, assembled
+from trimtab.server.engine.proof import COUNTS, KEY, Report, settled
+from trimtab.server.engine.ranks import Apart, Gather, Steered, assembled
 
 SAME = np.ones(len(COUNTS), np.int32)
 
@@ -96,3 +97,31 @@ def test_reports_are_gathered_by_rank_onto_the_output_that_is_read() -> None:
     output = Gather().aggregate([Output(theirs), None, Output(), Output(mine)], output_rank=3)
     assert output.trimtab == [theirs, {}, {}, mine]
     assert Gather().aggregate([Output(theirs), None], output_rank=1) is None
+
+
+def test_a_rank_that_samples_nothing_answers_with_an_output_of_its_own() -> None:
+    """vLLM returns one and the same empty output there: a report put on it would ride on every later step."""
+    from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
+
+    output: Any = Apart(lambda: {"r": report(0)}).get_output()
+    assert output.trimtab == [{"r": report(0)}]
+    assert output is not EMPTY_MODEL_RUNNER_OUTPUT
+    assert not hasattr(EMPTY_MODEL_RUNNER_OUTPUT, KEY)
+
+
+def scheduled(*running: str, new: tuple[tuple[str, Any], ...] = (), finished: tuple[str, ...] = ()) -> Any:
+    """A step, as far as it says whose tokens it runs."""
+    requests = [SimpleNamespace(req_id=r, sampling_params=SimpleNamespace(extra_args=extra)) for r, extra in new]
+    return SimpleNamespace(
+        scheduled_new_reqs=requests, finished_req_ids=set(finished), num_scheduled_tokens=dict.fromkeys(running, 1)
+    )
+
+
+def test_every_rank_is_asked_in_steps_that_run_a_steered_request_alone() -> None:
+    steered = Steered()
+    assert not steered.follow(scheduled("a", new=(("a", None),)))
+    assert steered.follow(scheduled("a", "b", new=(("b", {KEY: "{}"}),)))
+    assert not steered.follow(scheduled("a"))  # b is preempted, or its prompt is under way in another step
+    assert steered.follow(scheduled("b"))
+    assert not steered.follow(scheduled(finished=("b",)))
+    assert not steered.follow(scheduled("b", new=(("b", None),)))

@@ -10,7 +10,7 @@ one rank, as without the plugin.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
@@ -18,7 +18,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from trimtab.server.engine.proof import COUNTS, KEY, Report, attach
 
-__all__ = ["Apart", "Gather", "assembled", "patch"]
+__all__ = ["Apart", "Gather", "Steered", "assembled", "patch"]
 
 NORM_TOLERANCE = 1e-3
 """Of ‖Δ‖/‖h‖ between the ranks of a stage, relative. They add the same parts of h, on some fabrics in another order."""
@@ -51,21 +51,20 @@ class Gather:
         return spoken
 
 
-class _Steered(NamedTuple):
-    """What an executor knows of its requests."""
+class Steered:
+    """The steered requests of an executor: those that carry a plan and have not ended."""
 
-    requests: set[str]
-    """Those that carry a plan and have not ended."""
-    gather: Gather
+    def __init__(self) -> None:
+        self._requests: set[str] = set()
 
     def follow(self, scheduler_output: Any) -> bool:
         """Whether the step that begins runs a steered request."""
-        self.requests.difference_update(scheduler_output.finished_req_ids)
+        self._requests.difference_update(scheduler_output.finished_req_ids)
         for new in scheduler_output.scheduled_new_reqs:
             extra = new.sampling_params.extra_args if new.sampling_params is not None else None
             if extra and KEY in extra:
-                self.requests.add(new.req_id)
-        return bool(self.requests) and not self.requests.isdisjoint(scheduler_output.num_scheduled_tokens)
+                self._requests.add(new.req_id)
+        return bool(self._requests) and not self._requests.isdisjoint(scheduler_output.num_scheduled_tokens)
 
 
 def assembled(by_rank: ByRank, request_id: str, n_ranks: int, n_tensor: int) -> Report:
@@ -120,14 +119,15 @@ def patch() -> None:
 
     def _execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if self.world_size > 1:
-            known: _Steered = self.__dict__.setdefault("_trimtab", _Steered(set(), Gather()))
-            self._trimtab_gathers = known.follow(scheduler_output)
+            steered: Steered = self.__dict__.setdefault("_trimtab_steered", Steered())
+            self._trimtab_gathers = steered.follow(scheduler_output)
         return execute_model(self, scheduler_output, *args, **kwargs)
 
     def _sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not getattr(self, "_trimtab_gathers", False):
             return sample_tokens(self, *args, **kwargs)
-        before, self.kv_output_aggregator = self.kv_output_aggregator, self._trimtab.gather
+        # It is read while the call is made, so what was there may come back before the answer does.
+        before, self.kv_output_aggregator = self.kv_output_aggregator, Gather()
         try:
             return sample_tokens(self, *args, **kwargs)
         finally:
