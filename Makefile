@@ -94,7 +94,7 @@ proto-released: $(READY) ## take the contract as it is for the one that clients 
 serve: $(READY) ## serve the embedded model; BUNDLE=FILE adds a bundle
 	$(BIN)/trimtab serve smollm2-135m-instruct $(if $(BUNDLE),--bundle $(BUNDLE))
 
-bench: $(READY) ## what steering costs, beside plain vLLM, vllm-lens and a transformers loop; hours, resumable (ARGS=--quick: minutes)
+bench: $(READY) ## what steering costs, beside plain vLLM, vllm-lens and a transformers loop; half an hour, resumable (ARGS=--quick: minutes)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 sae: $(READY) ## train the shipped SAE again; resumable, hours on two cores

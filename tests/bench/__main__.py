@@ -37,7 +37,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
-    """Runs what is missing, prints the tables, writes the JSON."""
+    """Runs what is missing, prints the tables, writes the JSON and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds of decode-16 without the other projects")
     parser.add_argument("--cells", nargs="*", choices=[*CELLS, *ALONE], help="all by default")
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--conditions", nargs="*", choices=CONDITIONS, help="those of the cell by default")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no round after so many")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--document", action="store_true", help=f"measure nothing; write {DOCUMENT} from the results")
+    parser.add_argument("--document", action="store_true", help=f"measure nothing; write {DOCUMENT} again")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     if args.document:
@@ -85,6 +85,8 @@ def main() -> int:
         results["upload"] = upload_seconds(lambda line: console.print(line, style="dim"))
     results["load_average"] = os.getloadavg()
     _write(args.out, results)
+    if args.out == OUT:
+        DOCUMENT.write_text(document(results))
     for table in tables(results):
         console.print(table)
     console.print(str(args.out))

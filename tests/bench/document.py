@@ -78,11 +78,11 @@ def _bars(results: dict[str, Any]) -> str:
             if wall:
                 lines.append(f"| 64 distinct plans over one, {edit} | ≤ {1 + FLAT} | {_under(wall)} | {_under(cpu)} |")
     if admission := results.get("admission"):
-        worst = max(parts["total"] for parts in admission.values())
-        met = "" if worst <= MILLISECONDS else " ✗"
-        lines.append(
-            f"| a new plan, validated and admitted, the slowest kind, median | ≤ {MILLISECONDS} ms | {worst:.2f} ms{met} | |"
-        )
+        for edit, parts in admission.items():
+            met = "" if parts["total"] <= MILLISECONDS else " ✗"
+            lines.append(
+                f"| a new plan of {edit}, validated and admitted, median | ≤ {MILLISECONDS} ms | {parts['total']:.2f} ms{met} | |"
+            )
     for name, values in results.get("upload", {}).items():
         took = statistics.median(values)
         met = "" if took <= SECONDS else " ✗"

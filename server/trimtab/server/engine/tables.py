@@ -11,7 +11,7 @@ Axes: D d_model, K latents of a slot.
 
 import math
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -129,16 +129,31 @@ class Tables:
             return SlotRows(None, None, tuple(plan_rows))
         conditional = self._conditional([row for row in plan_rows if row.is_conditional])
         always = [row for row in plan_rows if not row.is_conditional]
-        if not always:
-            return SlotRows(None, None, tuple(plan_rows), conditional)
-        rows = Rows.concat([self.row(row) for row in always])
-        reads_K = rows.beta_K != 0
-        add_D = rows.alpha_K @ rows.d_KD if bool((rows.alpha_K != 0).any()) else None
-        latents = None
-        if bool(reads_K.any()):
-            kept = Rows(*(getattr(rows, f)[reads_K] for f in Rows.__dataclass_fields__))
-            latents = Rows(torch.zeros_like(kept.alpha_K), kept.beta_K, kept.e_KD, kept.b_K, kept.theta_K, kept.d_KD)
+        adding, reading = [row for row in always if row.alpha], [row for row in always if row.beta]
+        add_D = latents = None
+        if adding:
+            add_D = self._column([row.alpha for row in adding]) @ self._gather(adding, "d_KD")
+        if reading:
+            e_KD, b_K, theta_K, d_KD = (self._gather(reading, name) for name in ("e_KD", "b_K", "theta_K", "d_KD"))
+            beta_K = self._column([row.beta for row in reading])
+            latents = Rows(torch.zeros_like(beta_K), beta_K, e_KD, b_K, theta_K, d_KD)
         return SlotRows(add_D, latents, tuple(plan_rows), conditional)
+
+    def _gather(self, plan_rows: list[PlanRow], name: Literal["e_KD", "b_K", "theta_K", "d_KD"]) -> Tensor:
+        """A field of the rows of the formula that these are, in their order."""
+        of: dict[tuple[str, str], list[int]] = {}
+        for row in plan_rows:
+            of.setdefault((row.bundle, row.source), []).append(row.row)
+        if len(of) == 1:
+            (((bundle, source), rows),) = of.items()
+            table: Tensor = getattr(self.bundles[bundle][source], name)
+            return table.index_select(0, torch.tensor(rows, device=self.device))
+        return torch.cat(
+            [getattr(self.bundles[row.bundle][row.source], name)[row.row : row.row + 1] for row in plan_rows]
+        )
+
+    def _column(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, device=self.device)
 
     def _conditional(self, plan_rows: list[PlanRow]) -> Conditional | None:
         if not plan_rows:
