@@ -20,7 +20,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-gpu test-ray check fix proto serve bench sae proto-released
+.PHONY: help demo test test-long test-gpu test-ray architectures check fix proto serve bench sae proto-released
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -63,6 +63,9 @@ test-ray: $(READY) ## steering over two local Ray nodes (docs/parallel.md); inst
 	$(PIP) install -q --no-deps --target build/ray ray==2.60.0 'click>=8' filelock 'msgpack<2'
 	PYTHONPATH=build/ray:. $(BIN)/python -m tests.parity.ray_on_cpu pipeline_parallel_size
 	PYTHONPATH=build/ray:. $(BIN)/python -m tests.parity.ray_on_cpu tensor_parallel_size
+
+architectures: $(READY) ## every architecture beside transformers, and the table of docs/architectures.md; resumable
+	$(BIN)/python -m tests.parity.architectures --write
 
 check: $(READY) ## ruff, mypy strict, who may import whom, buf lint, generated code is current
 	$(BIN)/ruff check

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.language import Edited, edited
@@ -46,6 +46,7 @@ class Reference:
             folder or model_path(), dtype=torch.float32, attn_implementation="eager"
         )
         self.model.eval()
+        self.blocks = _blocks(self.model)
         self.special: set[int] = set()
         if folder is not None and not (folder / "tokenizer.json").exists():  # without a tokenizer no token is special
             return
@@ -71,7 +72,7 @@ class Reference:
                 changed = layers[layer].h_TD.unsqueeze(0)
                 return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-            handles.append(self.model.model.layers[layer].register_forward_hook(hook))
+            handles.append(self.blocks[layer].register_forward_hook(hook))
         try:
             with torch.inference_mode():
                 logits_TV = self.model(torch.tensor([tokens])).logits[0, len(prompt) - 1 :].float()
@@ -80,3 +81,13 @@ class Reference:
                 handle.remove()
         chosen = torch.log_softmax(logits_TV, -1).gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
         return Expected(logits_TV.argmax(-1).tolist(), chosen.tolist(), layers)
+
+
+def _blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers, whatever the architecture calls them."""
+    found = [
+        module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in ("layers", "h", "blocks") and isinstance(module, nn.ModuleList)
+    ]
+    return found[0]

@@ -1,6 +1,7 @@
 """The operator is one opaque node that edits a layer's output in place, in eager mode and in a compiled graph."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from tests.bundles import random_bundle
 from trimtab.server.engine import op
 from trimtab.server.engine.edit_state import EditState
-from trimtab.server.engine.layers import HookPoint, Kind
+from trimtab.server.engine.kinds import Kind
+from trimtab.server.engine.layers import HookPoint
 from trimtab.server.engine.tables import Tables
 from trimtab.server.plan import compile_plan
 from trimtab.server.steering import parse_steering
@@ -65,11 +67,13 @@ def test_the_last_layer_is_edited_and_nothing_breaks_the_graph(state: EditState,
     assert state.layers[0].calls == state.layers[1].calls == 2
 
 
-@pytest.mark.parametrize(("kind", "output"), [("single", "tensor"), ("decoy", "pair"), ("alone", "pair")])
+@pytest.mark.parametrize(
+    ("kind", "output"), [("single", "tensor"), ("decoy", "pair"), ("alone", "pair"), ("batched", "batch")]
+)
 def test_each_kind_of_layer_is_edited_in_its_stream(state: EditState, kind: Kind, output: str) -> None:
     class Layer(nn.Module):
-        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
-            return x.clone() if output == "tensor" else (x.clone(), None)
+        def forward(self, x: Tensor) -> Any:
+            return {"tensor": x.clone(), "pair": (x.clone(), None), "batch": x.clone()[None]}[output]
 
     layer = Layer()
     op.attach(HookPoint(1, kind, layer))
@@ -77,7 +81,7 @@ def test_each_kind_of_layer_is_edited_in_its_stream(state: EditState, kind: Kind
     state.prepare(["r"], [0], [3])
     x = torch.randn(3, D)
     edited = layer(x)
-    h = edited if output == "tensor" else edited[0]
+    h = edited if output == "tensor" else edited[0]  # The first of a pair, or of a batch of one.
     torch.testing.assert_close(h, x + torch.tensor([0.0, 1, 1]).unsqueeze(1) * CHANGE)
 
 

@@ -127,6 +127,15 @@ def test_a_folder_that_is_no_decoder_is_refused(folder: Path) -> None:
         start(settings(folder))
 
 
+@pytest.mark.parametrize(("width", "depth"), [("n_embd", "n_layer"), ("d_model", "n_layers")])
+def test_a_model_may_name_its_width_and_depth_otherwise(folder: Path, width: str, depth: str) -> None:
+    """A folder of GPT-2, GPT-J, Bloom or DBRX was refused as no decoder."""
+    config = {"architectures": ["GPT2LMHeadModel"], width: 4, depth: 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    with preflight(settings(folder)) as ready:
+        assert (ready.identity.d_model, ready.identity.n_layers) == (4, 3)
+
+
 def test_a_disabled_plugin_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "lora_filesystem_resolver")
     with pytest.raises(Unsupported, match="leaves out the plugin `trimtab`"):

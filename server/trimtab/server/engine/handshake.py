@@ -5,12 +5,14 @@ of the stage's tensor-parallel ranks.
 
     async   await prove(engine_client, {content hashes})      sync    prove_llm(llm, {content hashes})
 
-A worker whose hooks have not been called yet runs one dummy forward before it answers.
+A worker whose hooks have not been called yet runs one dummy forward before it answers. Where the table does not
+list a layer's class, what it is gets measured first (`measurement`): for the refusal to tell, or against what was declared.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from trimtab.server.engine.bundles import everywhere
+from trimtab.server.engine.measurement import PROMPT, Reading
 from trimtab.server.engine.pin import PLUGIN_VERSION, VLLM_VERSION
 from trimtab.server.errors import Unsupported
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from vllm import LLM
     from vllm.engine.protocol import EngineClient
 
-__all__ = ["check", "prove", "prove_llm"]
+__all__ = ["check", "measure_llm", "prove", "prove_llm"]
 
 _START = "start the engine through `trimtab serve`, or with VLLM_PLUGINS unset or naming trimtab"
 
@@ -33,6 +35,9 @@ async def prove(engine: "EngineClient", bundles: "Collection[str]" = ()) -> list
     """
     try:
         reports: list[dict[str, Any]] = await everywhere(engine, "collective_rpc", "trimtab_handshake")
+        if any(report.get("unmeasured") for report in reports):
+            await _measure(engine)
+            reports = await everywhere(engine, "collective_rpc", "trimtab_handshake")
     except Unsupported:
         raise
     except Exception as e:
@@ -45,6 +50,9 @@ def prove_llm(llm: "LLM", bundles: "Collection[str]" = ()) -> list[dict[str, Any
     """`prove` for the offline `vllm.LLM`."""
     try:
         reports: list[dict[str, Any]] = llm.collective_rpc("trimtab_handshake")
+        if any(report.get("unmeasured") for report in reports):
+            measure_llm(llm)
+            reports = llm.collective_rpc("trimtab_handshake")
     except Exception as e:
         raise Unsupported(f"the engine's workers do not answer the handshake ({_first_line(e)}); {_START}") from e
     check(reports, bundles)
@@ -108,6 +116,26 @@ def _check_stages(reports: list[dict[str, Any]]) -> None:
 def _name(report: dict[str, Any], rank: int) -> str:
     name = f"worker {report.get('rank', rank)}"
     return f"{name} of engine core {report['core']}" if report.get("core") else name
+
+
+def measure_llm(llm: "LLM") -> list[Reading]:
+    """What the decoder layers of a `vllm.LLM` measure as, its first rank's."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
+    for _ in range(max(llm.collective_rpc("trimtab_measure"))):
+        llm.generate({"prompt_token_ids": PROMPT}, params, use_tqdm=False)
+    return [Reading(**fields) for fields in llm.collective_rpc("trimtab_measured")[0]]
+
+
+async def _measure(engine: "EngineClient") -> None:
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
+    for i in range(max(await everywhere(engine, "collective_rpc", "trimtab_measure"))):
+        async for _ in engine.generate({"prompt_token_ids": PROMPT}, params, f"trimtab-measure-{i}"):
+            pass
+    await everywhere(engine, "collective_rpc", "trimtab_measured")
 
 
 def _first_line(error: Exception) -> str:

@@ -69,6 +69,11 @@ def _hook(point: HookPoint) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 torch.ops.trimtab.edit_(output, None, layer)
 
+        case "batched":
+
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                torch.ops.trimtab.edit_(output[0], None, layer)
+
     return hook
 
 

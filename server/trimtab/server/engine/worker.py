@@ -16,6 +16,8 @@ from trimtab.server.engine import layers, op, runner_v1, runner_v2
 from trimtab.server.engine.admission import uses_graphs
 from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
+from trimtab.server.engine.kinds import KINDS, Kind
+from trimtab.server.engine.measurement import Measurement, verdict
 from trimtab.server.engine.pin import PLUGIN_VERSION, VLLM_VERSION
 from trimtab.server.engine.tables import Tables
 from trimtab.server.errors import Unsupported
@@ -37,15 +39,25 @@ class Steering:
         self.refusal: str | None = None
         self.state: EditState | None = None
         config = worker.vllm_config
+        asked = (config.additional_config or {}).get("trimtab", {})
+        self._declared: dict[str, Kind] = asked.get("kinds", {})
+        """Class of a decoder layer that the table does not list → kind that the operator says it is."""
+        self._unlisted = layers.unlisted(worker.model_runner.get_model())
+        """Classes that are not measured yet."""
+        self._measurement: Measurement | None = None
         try:
-            self.state = self._install(worker.model_runner, config)
+            self.state = self._install(worker.model_runner, config, asked.get("layers"))
         except Unsupported as e:
             self.refusal = e.message
             _log.warning("trimtab: this engine cannot be steered: %s", e.message)
+        else:
+            if self._unlisted:
+                self.refusal = (
+                    f"the kinds declared for {', '.join(self._unlisted)} are not measured yet; the handshake does it"
+                )
 
-    def _install(self, runner: Any, config: Any) -> EditState:
-        wanted = (config.additional_config or {}).get("trimtab", {}).get("layers")
-        points = layers.find(runner.get_model(), wanted)
+    def _install(self, runner: Any, config: Any, wanted: list[int] | None) -> EditState:
+        points = layers.find(runner.get_model(), wanted, declared=self._declared, dtype=config.model_config.dtype)
         for point in points:
             if "forward" in vars(point.module):
                 raise Unsupported(f"layer {point.layer}'s forward was replaced (weight offloading); start without it")
@@ -77,13 +89,19 @@ class Steering:
         for point in points:
             op.attach(point)
         # A graph compiled without the plugin must never be loaded with it: the identity is part of the compile-cache key.
-        identity = {"plugin": PLUGIN_VERSION, "op": op.SCHEMA_VERSION, "layers": numbers, "graphs": graphs}
+        identity = {
+            "plugin": PLUGIN_VERSION,
+            "op": op.SCHEMA_VERSION,
+            "layers": numbers,
+            "read_as": [point.kind for point in points],
+            "graphs": graphs,
+        }
         config.additional_config = {**(config.additional_config or {}), "trimtab": identity}
         return state
 
     def load_bundle(self, data: bytes) -> str:
         """The content hash, or a sentence that says why not."""
-        if self.state is None:
+        if self.state is None or self.refusal is not None:
             return self.refusal or "this worker cannot steer"
         try:
             bundle = Bundle.from_bytes(data)
@@ -106,6 +124,27 @@ class Steering:
         """What a probe has read; see `Probes.take`."""
         return self.refusal if self.state is None else self.state.probes.take(probe_id)
 
+    def measure(self) -> int:
+        """Begin to measure what the decoder layers are; how many requests that takes."""
+        runner = self.worker.model_runner
+        self._measurement = Measurement(runner.get_model(), runner.model_config.get_hidden_size())
+        return self._measurement.n_requests
+
+    def measured(self) -> list[dict[str, Any]]:
+        """End it: a `Reading` of each layer. A declared kind is now confirmed, or the reason to refuse."""
+        if self._measurement is None:
+            return []
+        readings, self._measurement = self._measurement.end(), None
+        wrong = [r for r in readings if r.name not in KINDS and r.kind != self._declared.get(r.name, r.kind)]
+        if wrong:
+            self.refusal = f"{wrong[0].name} was declared {self._declared[wrong[0].name]!r}; {verdict(readings)}"
+        elif self.state is not None:
+            self.refusal = None
+        elif self._unlisted:
+            self.refusal = f"{self.refusal}; {verdict(readings)}"
+        self._unlisted = []
+        return [reading._asdict() for reading in readings]
+
     def handshake(self) -> dict[str, Any]:
         """This rank's report; a forward is run first if there was none yet."""
         runner = self.worker.model_runner
@@ -120,6 +159,7 @@ class Steering:
             "vllm": VLLM_VERSION,
             "runner": "v2" if hasattr(runner, "gather_batch_req_state") else "v1",
             "refusal": self.refusal,
+            "unmeasured": self._unlisted,
             "computed_by": state.path.computed_by if state and state.path else "host",
             "layers": sorted(state.layers) if state else [],
             "elsewhere": sorted(state.elsewhere) if state else [],
@@ -178,7 +218,7 @@ def patch() -> None:
         return result
 
     WorkerWrapperBase.init_device = _init_device  # type: ignore[method-assign]
-    for name in ("load_bundle", "unload_bundle", "take_probe", "handshake"):
+    for name in ("load_bundle", "unload_bundle", "take_probe", "handshake", "measure", "measured"):
         setattr(WorkerBase, f"trimtab_{name}", _remote(name))
 
 

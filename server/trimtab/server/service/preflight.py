@@ -20,6 +20,8 @@ from trimtab.server.service.admission import OnFailure
 __all__ = ["TLS", "Preflight", "Settings", "preflight"]
 
 MIN_KEY_LENGTH = 16
+_WIDTH, _DEPTH = ("hidden_size", "n_embd", "d_model"), ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""What architectures call them in config.json."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ def _identity(model: str, folder: Path) -> ModelIdentity:
     try:
         config = json.loads((folder / "config.json").read_text())
         text = config.get("text_config", config)
-        architecture, d_model, n_layers = config["architectures"][0], text["hidden_size"], text["num_hidden_layers"]
+        architecture = config["architectures"][0]
+        d_model, n_layers = (text[next(filter(text.__contains__, names), names[0])] for names in (_WIDTH, _DEPTH))
     except (OSError, ValueError, KeyError, IndexError, AttributeError) as e:
         raise Unsupported(
             f"{folder}/config.json does not describe a decoder ({e!r}); give an ordinary HF folder"
