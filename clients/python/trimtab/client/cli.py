@@ -4,10 +4,11 @@ Rooms add commands by entry point (group `trimtab.commands`): a function that ty
 as they were typed, `--` and all.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +19,8 @@ GROUP = "trimtab.commands"
 _ABOUT = {
     "attribute": "Find the latents behind a behaviour, measure them, and write a bundle.",
     "bundle": "Show what a bundle holds.",
+    "chat": "Chat with a served model, steered as you say, with the proof under each reply.",
+    "compare": "One prompt with one seed under several steerings, side by side.",
     "keys": "API keys: make, rotate, revoke, list.",
     "kill": "The kill switch: all steering off, on every replica.",
     "model": "Fetch and check the model that Trimtab carries.",
@@ -42,7 +45,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args and args[0] in commands:
         _run(commands[args[0]], args[1:])
     else:
-        _shell(commands)(args=args, prog_name="trimtab")
+        _shell(commands, _completing())(args=args, prog_name="trimtab")
+
+
+def _completing() -> str | None:
+    """The command whose options a shell wants to complete; None when it wants none, or that of the command itself."""
+    words = os.environ.get("COMP_WORDS", "").split() if "_TRIMTAB_COMPLETE" in os.environ else []
+    return words[1] if len(words) > 2 else None
 
 
 def _run(entry: EntryPoint, args: list[str]) -> None:
@@ -66,10 +75,9 @@ def _run(entry: EntryPoint, args: list[str]) -> None:
         raise SystemExit(2) from e
 
 
-def _shell(commands: Mapping[str, EntryPoint]) -> typer.Typer:
-    """The app behind `--help` and `--version`; it names the commands and loads none."""
+def _shell(commands: Mapping[str, EntryPoint], wanted: str | None) -> typer.Typer:
+    """The app behind `--help`, `--version` and completion; it names the commands, and loads the one that is `wanted`."""
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         help="Find the latents that cause a behaviour, and steer them per request on vLLM, with proof in every reply.",
     )
@@ -84,7 +92,11 @@ def _shell(commands: Mapping[str, EntryPoint]) -> typer.Typer:
     app.callback()(shell)
     for name, entry in sorted(commands.items()):
         about = _ABOUT.get(name, f"From {entry.module}.")
-        app.command(name, help=about)(lambda: None)
+        command: Any = entry.load() if name == wanted else lambda: None
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name, help=about)(command)
     return app
 
 
