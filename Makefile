@@ -20,7 +20,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-gpu test-ray architectures check fix proto serve bench sae proto-released
+.PHONY: help demo test test-long test-gpu test-ray architectures soak check fix proto serve bench sae proto-released
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -66,6 +66,9 @@ test-ray: $(READY) ## steering over two local Ray nodes (docs/parallel.md); inst
 
 architectures: $(READY) ## every architecture beside transformers, and the table of docs/architectures.md; resumable
 	$(BIN)/python -m tests.parity.architectures --write
+
+soak: $(READY) ## thousands of random requests against one server, minutes (docs/engine.md; ARGS="--requests 200" is quick)
+	$(BIN)/python -m tests.soak $(ARGS)
 
 check: $(READY) ## ruff, mypy strict, who may import whom, buf lint, generated code is current
 	$(BIN)/ruff check

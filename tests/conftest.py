@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.bundles import random_bundle
+from tests.processes import descendants, runs
 from trimtab.attribution.bundle import Bundle, ModelIdentity
 
 START_SECONDS = 300
@@ -104,7 +105,7 @@ def address(process: subprocess.Popen[bytes], log: Path, start_seconds: float = 
 
 def _drains(server: Server) -> None:
     """^C in the middle of a stream: the stream ends as it should, then the server exits with 0 and leaves no orphan."""
-    children = _descendants(server.process.pid)
+    children = descendants(server.process.pid)
     ask = {
         "model": server.model,
         "prompt": "Once upon a time",
@@ -127,20 +128,7 @@ def _drains(server: Server) -> None:
     assert json.loads(events[-2])["steering"]["completion_tokens"] == 80
     assert server.process.wait(STOP_SECONDS) == 0
     deadline = time.monotonic() + 10
-    while any(_runs(pid) for pid in children) and time.monotonic() < deadline:
+    while any(runs(pid) for pid in children) and time.monotonic() < deadline:
         time.sleep(0.1)  # Python's own resource tracker outlives its parent for a moment.
-    assert [pid for pid in children if _runs(pid)] == []
+    assert [pid for pid in children if runs(pid)] == []
     assert "Traceback" not in server.log.read_text(errors="replace")
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    direct = [int(child) for child in children.read_text().split()] if children.exists() else []
-    return [found for child in direct for found in (child, *_descendants(child))]

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,6 +127,39 @@ def test_a_new_version_needs_to_be_asked_for_and_takes_over_whole(
     assert text(client, Steering(bundle="wild")) != before
     client.steering.load(wild.to_bytes(), replace=True)
     assert text(client, Steering(bundle="wild")) == before
+
+
+def test_a_version_that_is_replaced_under_load_serves_or_its_successor_does(
+    server: Server, client: Trimtab, wild: Bundle, wilder: Bundle
+) -> None:
+    """Symptom: a request that had been admitted, and was being tokenized when its bundle was replaced, was refused as naming a
+    bundle that is not loaded; in a production server every deployment of a bundle would have failed a few requests.
+    """
+    client.steering.load(wild.to_bytes())
+    said: dict[str, set[str]] = {}
+    done = threading.Event()
+
+    def ask() -> None:
+        # Long enough to tokenize that a replacement meets some of them on their way.
+        prompt = "The sea is calm. " * 120 + "It is"
+        while not done.is_set():
+            response = server.post(
+                "/v1/completions", {**GREEDY, "max_tokens": 1, "prompt": [prompt] * 2, "steering": {"bundle": "wild"}}
+            )
+            reply = response.json()
+            assert response.status_code == 200, reply
+            said.setdefault(reply["steering"]["plan"], set()).add(reply["choices"][0]["text"])
+
+    with ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(ask) for _ in range(6)]
+        for version in (wilder, wild) * 4:
+            time.sleep(0.4)
+            client.steering.load(version.to_bytes(), replace=True)
+        done.set()
+        for one in asking:
+            one.result()
+    assert len(said) == 2
+    assert all(len(texts) == 1 for texts in said.values())
 
 
 def test_a_bundle_that_comes_back_before_its_rows_are_gone_stays(client: Trimtab, wild: Bundle) -> None:

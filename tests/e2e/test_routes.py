@@ -4,6 +4,7 @@ import httpx
 import openai
 
 from tests.conftest import Server
+from tests.e2e.test_generation import wait_for
 
 MODEL = "smollm2-135m-instruct"
 
@@ -60,6 +61,19 @@ def test_the_schema_names_every_field(server: Server) -> None:
     schema = get(server, "/v1/steering/schema")
     assert schema["properties"].keys() == {"bundle", "edits", "strength", "on_failure"}
     assert schema["additionalProperties"] is False
+
+
+def test_the_workers_are_proven_again_on_demand_and_hold_nothing_of_requests_that_have_ended(server: Server) -> None:
+    ask = {"model": MODEL, "prompt": "hi", "max_tokens": 1, "steering": {"bundle": "calm"}}
+    assert server.post("/v1/completions", ask).status_code == 200
+
+    def reports() -> list[Any]:
+        return list(get(server, "/v1/steering/workers")["data"])
+
+    wait_for(lambda: [(r["requests"], r["slots"], r["gates"]) for r in reports()] == [(0, 0, 0)])
+    (report,) = reports()
+    assert report["refusal"] is None
+    assert server.bundle.content_hash in report["bundles"]
 
 
 def test_probes(server: Server) -> None:

@@ -53,7 +53,7 @@ class Engine:
     ) -> list[Answer]:
         """Greedy answers to (prompt, plan) requests, in one batch."""
         outputs = self.generate(requests, n_tokens=n_tokens, **params)
-        return [_answer(output) for output in outputs]
+        return [answer(output) for output in outputs]
 
     def generate(
         self, requests: Sequence[tuple[str | list[int], Plan | None]], *, n_tokens: int = N_TOKENS, **params: Any
@@ -83,8 +83,9 @@ class Engine:
         core.ctx.term()
 
 
-def _answer(output: Any) -> Answer:
-    sample = output.outputs[0]
+def answer(output: Any, i: int = 0) -> Answer:
+    """Sample i of vLLM's output, with the proof of all of them."""
+    sample = output.outputs[i]
     return Answer(
         list(output.prompt_token_ids),
         list(sample.token_ids),

@@ -58,6 +58,15 @@ class Reference:
         self, plan: Plan | None, bundles: Mapping[str, Bundle], prompt: list[int], completion: list[int]
     ) -> Expected:
         """`bundles` by content hash. The last completion token predicts nothing, so it is not run."""
+        logprobs_TV, layers = self.run(plan, bundles, prompt, completion)
+        logprobs_NV = logprobs_TV[len(prompt) - 1 :]
+        chosen = logprobs_NV.gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
+        return Expected(logprobs_NV.argmax(-1).tolist(), chosen.tolist(), layers)
+
+    def run(
+        self, plan: Plan | None, bundles: Mapping[str, Bundle], prompt: list[int], completion: list[int]
+    ) -> tuple[Tensor, dict[int, Edited]]:
+        """Log-probabilities of the token after each position that is run [T, V], and what was edited, by layer."""
         tokens = prompt + completion[:-1]
         layers: dict[int, Edited] = {}
         handles = []
@@ -75,12 +84,10 @@ class Reference:
             handles.append(self.blocks[layer].register_forward_hook(hook))
         try:
             with torch.inference_mode():
-                logits_TV = self.model(torch.tensor([tokens])).logits[0, len(prompt) - 1 :].float()
+                return torch.log_softmax(self.model(torch.tensor([tokens])).logits[0].float(), -1), layers
         finally:
             for handle in handles:
                 handle.remove()
-        chosen = torch.log_softmax(logits_TV, -1).gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
-        return Expected(logits_TV.argmax(-1).tolist(), chosen.tolist(), layers)
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:

@@ -1,6 +1,7 @@
 """Blocks are shared exactly where the same edits touched the same positions; every warm answer equals its cold one."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -238,3 +239,19 @@ def test_requests_of_one_batch_do_not_mix(engine: Engine) -> None:
         check(after, wanted)
     for (i, a), (j, b) in itertools.combinations(enumerate(plans), 2):
         assert (first[i].tokens == first[j].tokens) or a is not b
+
+
+def test_sixteen_plans_on_one_prompt_compute_it_once(
+    engine: Engine, record_property: Callable[[str, object], None]
+) -> None:
+    """Keyed by the plan, as with a `cache_salt` of its hash, each of them would compute the whole prompt."""
+    plans = [plan(edit("add", 20.0 + i, scope="completion")) for i in range(16)]
+    engine.cold()
+    first = engine.ask([(LONG, plans[0])], n_tokens=2)
+    rest = engine.ask([(LONG, wanted) for wanted in plans[1:]], n_tokens=2)
+    for wanted, answer in zip(plans, [*first, *rest], strict=True):
+        check(answer, wanted)
+    n = len(first[0].prompt)
+    computed = sum(n - answer.cached for answer in (*first, *rest))
+    record_property("prompt_tokens_computed", f"{computed} of {16 * n}")
+    assert computed == n + 15 * (n - (n - 1) // BLOCK * BLOCK)

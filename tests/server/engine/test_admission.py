@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.bundles import random_bundle
 from trimtab.server.engine import admission, bundles
@@ -130,3 +131,26 @@ def test_more_rows_than_a_graph_holds_are_refused_where_there_are_graphs() -> No
 def test_the_edit_of_cuda_graphs_can_be_asked_for_on_the_host() -> None:
     assert not admission.uses_graphs(config())
     assert admission.uses_graphs(config(additional_config={"trimtab": {"graphs": True}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"resumable": True}, "in pieces"), ({"prompt_embeds": torch.zeros(3, 4)}, "embeddings")]
+)
+def test_a_request_whose_tokens_are_not_known_at_once_is_refused(change: dict[str, Any], message: str) -> None:
+    from vllm.v1.engine import EngineCoreRequest
+
+    fields: dict[str, Any] = {
+        "request_id": "r",
+        "prompt_token_ids": [1, 2, 3],
+        "mm_features": None,
+        "sampling_params": None,
+        "pooling_params": None,
+        "arrival_time": 0.0,
+        "lora_request": None,
+        "cache_salt": None,
+        "data_parallel_rank": None,
+    }
+    assert admission.unsteerable(EngineCoreRequest(**fields)) is None
+    reason = admission.unsteerable(EngineCoreRequest(**fields | change))
+    assert reason is not None
+    assert message in reason

@@ -5,6 +5,7 @@ A refusal is vLLM's own `VLLMValidationError`, which its HTTP layer answers with
 
 import math
 from collections import Counter
+from functools import wraps
 from typing import Any, get_args
 
 from trimtab.server.engine import bundles
@@ -15,7 +16,7 @@ from trimtab.server.errors import InvalidSteering
 from trimtab.server.plan import Plan, PlanRow
 from trimtab.server.steering import GateMode
 
-__all__ = ["obstacle", "patch", "refusal", "uses_graphs"]
+__all__ = ["obstacle", "patch", "refusal", "unsteerable", "uses_graphs"]
 
 
 def obstacle(config: Any) -> str | None:
@@ -130,19 +131,32 @@ def uses_graphs(config: Any) -> bool:
     return bool(asked) or (config.device_config.device_type != "cpu" and not config.model_config.enforce_eager)
 
 
+def unsteerable(request: Any) -> str | None:
+    """Why this request, as the engine would get it, cannot be steered whatever its plan; None when it can."""
+    if request.resumable:
+        return "its prompt arrives in pieces, so the plan's positions move under it; send the whole prompt at once"
+    if request.prompt_embeds is not None:
+        return "its prompt is made of embeddings, whose tokens nobody knows; send text or tokens"
+    return None
+
+
 def patch() -> None:
-    """Front end: `InputProcessor` refuses what `refusal` refuses."""
+    """Front end: `InputProcessor` refuses what `refusal` and `unsteerable` refuse."""
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
-    original = InputProcessor._validate_params
+    original = InputProcessor.process_inputs
 
-    def _validate_params(self: Any, params: Any, supported_tasks: Any) -> Any:
+    @wraps(original)
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         extra = getattr(params, "extra_args", None) or {}
-        if KEY in extra:
-            reason = refusal(extra[KEY], self.vllm_config)
-            if reason is not None:
-                raise VLLMValidationError(reason, parameter=KEY)
-        return original(self, params, supported_tasks)
+        if KEY not in extra:
+            return original(self, request_id, prompt, params, *args, **kwargs)
+        if (reason := refusal(extra[KEY], self.vllm_config)) is not None:
+            raise VLLMValidationError(reason, parameter=KEY)
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        if (reason := unsteerable(request)) is not None:
+            raise VLLMValidationError(f"this request cannot be steered: {reason}", parameter=KEY)
+        return request
 
-    InputProcessor._validate_params = _validate_params  # type: ignore[method-assign]
+    InputProcessor.process_inputs = process_inputs  # type: ignore[method-assign]

@@ -1,14 +1,14 @@
 """Loading bundles into every worker while the engine runs, and the front end's list of what is loaded.
 
-    async   await load_bundle(engine, bundle);   retire_bundle(engine, content_hash);   await release_bundle(…) → bool
+    async   await load_bundle(engine, bundle);   retire_bundle(content_hash);   await release_bundle(engine, …) → bool
     sync    register_bundle(llm, bundle);         unregister_bundle(llm, content_hash) → bool
 
 The bytes of the bundle's file travel, never a path: workers may run on other nodes. The front end admits a plan only when its
 bundles are listed here, and lists a bundle only after every worker has confirmed its content hash.
 
-A plan in flight keeps its rows. Retiring a bundle refuses new plans at once; its rows go when no request that waits or runs
-names it any more, which EngineCore decides between two steps: it knows them all. It looks through its requests, so there is no
-count that could leak when one of them ends badly.
+A plan in flight keeps its rows, also one that was admitted by name and is on its way: a retired bundle is refused only when such
+plans have had time to arrive. Its rows go when no request that waits or runs names it any more, which EngineCore decides between
+two steps: it knows them all. It looks through its requests, so there is no count that could leak when one of them ends badly.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _ADMITTED_SECONDS = 1.0
-"""A request that was admitted just before its bundle was retired reaches EngineCore within this time, or fails closed there."""
+"""A request that was admitted just before its bundle was retired reaches the engine within this time, or is refused there."""
 _POLL_SECONDS = 0.1
 
 
@@ -78,8 +78,7 @@ async def load_bundle(engine: "EngineClient", bundle: Bundle) -> str:
 
 
 def retire_bundle(content_hash: str) -> None:
-    """Refuse new plans that name a bundle, from now on; `release_bundle` then drops its rows."""
-    _loaded.pop(content_hash, None)
+    """Let nobody name a bundle any more, then call this; `release_bundle` refuses its plans and drops its rows."""
     _wanted.discard(content_hash)
 
 
@@ -88,6 +87,7 @@ async def release_bundle(engine: "EngineClient", content_hash: str) -> bool:
     await asyncio.sleep(_ADMITTED_SECONDS)
     # Messages to EngineCore are answered in order: a bundle that is loaded again while a release is under way is there after it.
     while content_hash not in _wanted:
+        _loaded.pop(content_hash, None)
         if all(await everywhere(engine, "trimtab_release", content_hash)):
             return True
         await asyncio.sleep(_POLL_SECONDS)
@@ -103,7 +103,8 @@ def register_bundle(llm: "LLM", bundle: Bundle) -> str:
 
 def unregister_bundle(llm: "LLM", content_hash: str) -> bool:
     """Whether the bundle is gone; False while a request still uses it, and then only new plans are refused: call it again."""
-    retire_bundle(content_hash)
+    _wanted.discard(content_hash)
+    _loaded.pop(content_hash, None)
     core: Any = llm.llm_engine.engine_core
     if hasattr(core, "call_utility"):
         return bool(core.call_utility("trimtab_release", content_hash))

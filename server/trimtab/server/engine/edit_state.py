@@ -215,6 +215,11 @@ class EditState:
         """Different segments of steered requests in flight."""
         return len({segment.key for request in self._requests.values() for segment in request.segments})
 
+    @property
+    def n_gates(self) -> int:
+        """Gates that stay open, of steered requests in flight."""
+        return self._onward.n_taken
+
     def arrive(self, request_id: str, wire: Any, n_prompt: int) -> None:
         """A request with a plan is scheduled for the first time in this worker."""
         if request_id in self._requests and self._requests[request_id].n_prompt == n_prompt:

@@ -45,6 +45,11 @@ class Onward:
         self._grows = grows
         """A CUDA graph keeps the address of what it was captured with."""
 
+    @property
+    def n_taken(self) -> int:
+        """Entries that belong to a request."""
+        return len(self.opened_S) - 1 - len(self._free)
+
     def take(self, watches: Iterable[Watch]) -> dict[Watch, int]:
         """An entry for each watch, not opened yet.
 

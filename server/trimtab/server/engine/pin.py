@@ -19,7 +19,7 @@ PATCHED = (
     "vllm.v1.engine.core:EngineCore.collective_rpc",
     "vllm.v1.executor.multiproc_executor:MultiprocExecutor.execute_model",
     "vllm.v1.executor.multiproc_executor:MultiprocExecutor.sample_tokens",
-    "vllm.v1.engine.input_processor:InputProcessor._validate_params",
+    "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
     "vllm.v1.engine.output_processor:RequestState.make_request_output",
     "vllm.utils.torch_utils:direct_register_custom_op",
 )

@@ -30,6 +30,7 @@ def install(runner: Any, state: EditState) -> None:
     require(runner, "_update_states", "_prepare_inputs", "sample_tokens", "_dummy_run", "input_batch")
     update_states, prepare_inputs = runner._update_states, runner._prepare_inputs
     sample_tokens, dummy_run = runner.sample_tokens, runner._dummy_run
+    on_host = runner.device.type == "cpu"
 
     def _update_states(scheduler_output: Any) -> Any:
         state.finish(scheduler_output.finished_req_ids)
@@ -45,7 +46,13 @@ def install(runner: Any, state: EditState) -> None:
         return prepare_inputs(scheduler_output, num_scheduled_tokens)
 
     def _sample_tokens(grammar_output: Any) -> Any:
-        return hand_over(sample_tokens(grammar_output), state)
+        generators = runner.input_batch.generators
+        held = _unsampled(runner, generators) if generators and on_host else {}
+        try:
+            output = sample_tokens(grammar_output)
+        finally:
+            generators.update(held)
+        return hand_over(output, state)
 
     def _dummy_run(*args: Any, **kwargs: Any) -> Any:
         state.idle()
@@ -69,6 +76,16 @@ def token_ids(runner: Any) -> Tensor:
     require(runner, "input_ids")
     ids: Tensor = runner.input_ids.gpu
     return ids
+
+
+def _unsampled(runner: Any, generators: dict[int, Any]) -> dict[int, Any]:
+    """The generators of requests in mid-prefill, taken out of the batch: what is sampled for these is thrown away.
+
+    vLLM lets them sample and then winds their generators back by an offset, which those of a CPU do not have: a request with a
+    seed whose prompt takes more than one step would end the engine.
+    """
+    discarded = runner.discard_request_mask.np[: runner.input_batch.num_reqs]
+    return {i: generators.pop(i) for i in list(generators) if discarded[i]}
 
 
 def _fork(runner: Any, path: DevicePath) -> None:

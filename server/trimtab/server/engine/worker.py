@@ -167,6 +167,7 @@ class Steering:
             "bundles": sorted(state.tables.bundles) if state else [],
             "requests": state.n_requests if state else 0,
             "slots": state.n_slots if state else 0,
+            "gates": state.n_gates if state else 0,
         }
 
 

@@ -1,7 +1,7 @@
 """The routes of steering over HTTP: what some edits would do, one prompt under several of them, and what latents read in a text.
 
 POST /v1/steering/validate  /v1/steering/compare  /v1/steering/inspect
-GET  /v1/steering/schema
+GET  /v1/steering/schema  /v1/steering/workers
 """
 
 import json
@@ -15,14 +15,15 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-from trimtab.server.errors import InvalidSteering, Violation
+from trimtab.server.engine.handshake import prove
+from trimtab.server.errors import InvalidSteering, Unsupported, Violation
 from trimtab.server.service import body, compare
 from trimtab.server.service.admission import admit
 from trimtab.server.service.compare import Comparison
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.inspect import Inspector
 from trimtab.server.service.openai_routes import CLOSED_BY_CLIENT, unless_gone
-from trimtab.server.service.problem import Refused
+from trimtab.server.service.problem import Problem, Refused
 from trimtab.server.service.stream import DONE
 from trimtab.server.steering import Steering
 
@@ -64,6 +65,15 @@ def add_steering_routes(app: FastAPI, generation: Generation, inspector: Inspect
         return JSONResponse(Steering.model_json_schema())
 
     app.add_route("/v1/steering/schema", schema, methods=["GET"])
+
+    async def workers(_: Request) -> Response:
+        try:
+            reports = await prove(generation.engine, [b.content_hash for b in generation.bundles.values()])
+        except Unsupported as e:
+            raise Refused(Problem(503, "not_proven", e.message)) from e
+        return JSONResponse({"object": "list", "data": reports})
+
+    app.add_route("/v1/steering/workers", workers, methods=["GET"])
 
     async def compare_arms(request: Request) -> Response:
         document = body.decode(await body.read(request.stream(), request.headers))
