@@ -39,6 +39,8 @@ class Server:
     log: Path
     grpc: str = ""
     """`127.0.0.1:PORT`; empty when it serves none."""
+    database: str = ""
+    """The URL of its own."""
 
     def post(self, path: str, document: object, **options: float) -> httpx.Response:
         """The reply to a JSON document."""
@@ -73,7 +75,8 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
         "--allow-bundle-upload",
     ]
     flags = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"]
-    environment = {k: v for k, v in os.environ.items() if k != "TRIMTAB_API_KEY"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIMTAB_") or k == "TRIMTAB_CACHE"}
+    environment["TRIMTAB_DATABASE"] = f"sqlite:///{folder / 'trimtab.db'}"
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--", *flags], stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -82,7 +85,8 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
         base_url = address(process, log)
         grpc = re.search(r"serving gRPC on (\S+)", log.read_text(errors="replace"))
         assert grpc is not None
-        running = Server(base_url, "smollm2-135m-instruct", bundle, process, log, grpc[1])
+        database = environment["TRIMTAB_DATABASE"]
+        running = Server(base_url, "smollm2-135m-instruct", bundle, process, log, grpc[1], database)
         yield running
         _drains(running)
     finally:

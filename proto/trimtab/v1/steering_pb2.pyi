@@ -56,6 +56,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_NOT_REQUESTED: _ClassVar[Status]
     STATUS_FAILED_OPEN: _ClassVar[Status]
     STATUS_REQUESTED: _ClassVar[Status]
+    STATUS_KILLED: _ClassVar[Status]
 OPERATION_UNSPECIFIED: Operation
 OPERATION_ADD: Operation
 OPERATION_ABLATE: Operation
@@ -85,6 +86,7 @@ STATUS_APPLIED: Status
 STATUS_NOT_REQUESTED: Status
 STATUS_FAILED_OPEN: Status
 STATUS_REQUESTED: Status
+STATUS_KILLED: Status
 
 class PositionWindow(_message.Message):
     __slots__ = ("origin", "start", "stop")

@@ -1,23 +1,26 @@
 """The server's commands for the `trimtab` CLI; vLLM is imported only when one of them runs."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
+
+from trimtab.server.console import REFUSED, say
 
 __all__ = ["serve"]
 
-REFUSED = 2
+_CONFIG = "A TOML file of settings; flags and TRIMTAB_… variables count before it."
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="The embedded model's name, an HF folder, or a hub id.")],
+    model: Annotated[str | None, typer.Argument(help="The embedded model's name, an HF folder, or a hub id.")] = None,
     bundle: Annotated[
         list[Path] | None, typer.Option(help="A bundle that requests may name; give it once for each.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs an API key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 127.0.0.1. Any other needs an API key.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 8000. 0 takes any free one.")] = None,
     grpc_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Serve gRPC on this port too; 0 takes any free one.")
     ] = None,
@@ -30,54 +33,74 @@ def serve(
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The id that requests name; MODEL by default.")] = None,
     on_failure: Annotated[
-        Literal["closed", "open"],
+        Literal["closed", "open"] | None,
         typer.Option(
-            help="For requests that do not say: a reply that was not steered as asked is an error, or says so."
-        ),
-    ] = "closed",
-    allow_bundle_upload: Annotated[
-        bool, typer.Option(help="Callers may load, replace and remove bundles while the server runs.")
-    ] = False,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TRIMTAB_API_KEY", show_envvar=True, help="Callers must send it as `Authorization: Bearer`."
+            help="For requests that do not say: a reply that was not steered as asked is an error, or says so; closed."
         ),
     ] = None,
+    allow_bundle_upload: Annotated[
+        bool | None,
+        typer.Option(help="Callers may load, replace and remove bundles of this one server, past the registry."),
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="sqlite:///FILE, or postgresql://… for several replicas; the user's own file.")
+    ] = None,
+    signatures: Annotated[
+        Literal["optional", "strict"] | None, typer.Option(help="`strict` loads signed bundles only; optional.")
+    ] = None,
+    trusted_key: Annotated[
+        list[Path] | None, typer.Option(help="A PEM public key whose signatures count; once for each.")
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(help="Generation requests at a time; more are a 503; 256.")
+    ] = None,
+    log_format: Annotated[Literal["text", "json"] | None, typer.Option(help="Of the log; text.")] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Traces go to this OTLP/HTTP collector, http://HOST:4318.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(envvar="TRIMTAB_CONFIG", help=_CONFIG)] = None,
     engine_flags: Annotated[
         list[str] | None,
         typer.Argument(metavar="-- ENGINE FLAGS", help="Flags of `vllm serve`, passed on to the engine."),
     ] = None,
 ) -> None:
-    """Serve MODEL on vLLM with the OpenAI API; requests may steer it with the latents of the loaded bundles."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    """Serve MODEL on vLLM with the OpenAI API; requests may steer it with the latents of the loaded bundles.
 
-    def say(line: str) -> None:
-        console.print(f"trimtab: {line}", markup=False)
-
+    Every option is a setting: it may stand in a TRIMTAB_… variable or in the settings file as well (`trimtab config show`).
+    """
     from trimtab.attribution.bundle import BundleError
     from trimtab.attribution.embedded import EmbeddedModelError
     from trimtab.attribution.fingerprint import FingerprintError
     from trimtab.server.errors import TrimtabError
+    from trimtab.server.settings import load
 
+    given: dict[str, Any] = {
+        "model": model,
+        "bundles": bundle,
+        "host": host,
+        "port": port,
+        "grpc_port": grpc_port,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "served_model_name": served_model_name,
+        "on_failure": on_failure,
+        "allow_bundle_upload": allow_bundle_upload,
+        "database": database,
+        "signatures": signatures,
+        "trusted_keys": trusted_key,
+        "max_requests": max_requests,
+        "log_format": log_format,
+        "otlp_endpoint": otlp_endpoint,
+        "engine_flags": engine_flags,
+    }
     try:
-        from trimtab.server.service.preflight import TLS, Settings, preflight
+        settings = load(
+            {name: value for name, value in given.items() if value not in (None, [])}, config=config
+        ).settings
+        from trimtab.server.service.preflight import preflight
 
-        settings = Settings(
-            model=model,
-            bundles=tuple(bundle or ()),
-            host=host,
-            port=port,
-            grpc_port=grpc_port,
-            tls=TLS.of(tls_cert, tls_key, tls_client_ca),
-            served_name=served_model_name or model,
-            on_failure=on_failure,
-            allow_bundle_upload=allow_bundle_upload,
-            api_key=api_key or None,
-            engine_flags=tuple(engine_flags or ()),
-            say=say,
-        )
-        with preflight(settings) as ready:
+        with preflight(settings, say) as ready:
             from trimtab.server.service.launch import run
 
             code = run(ready)

@@ -10,6 +10,7 @@ TrimtabError
 ├── Conflict            a name that is taken, a bundle that is pinned, a state that does not allow it
 ├── NotFound            no such key, default or alias
 ├── RateLimited         the caller's own quota is used up
+├── Draining            the server is shutting down
 ├── Overloaded          the server is full; ask again later
 ├── Unavailable         the database does not answer, or its last answer is too old to go by
 ├── Killed              the kill switch ended or refused it
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "Conflict",
+    "Draining",
     "Forbidden",
     "InvalidBundle",
     "InvalidRequest",
@@ -134,6 +136,12 @@ class RateLimited(TrimtabError):
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class Draining(TrimtabError):
+    """The server takes on no new work; ask another replica."""
+
+    code = "DRAINING"
 
 
 class Unavailable(TrimtabError):

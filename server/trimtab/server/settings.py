@@ -47,6 +47,16 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs a key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="Serve gRPC on this port too; 0 takes any free one."
+    )
+    tls_cert: Path | None = Field(
+        None, description="Speak TLS, on both ports, with this certificate (PEM, with its chain)."
+    )
+    tls_key: Path | None = Field(None, description="The certificate's key (PEM).")
+    tls_client_ca: Path | None = Field(
+        None, description="Callers must show a certificate of this authority (PEM): mutual TLS."
+    )
     served_model_name: str | None = Field(None, description="The id that requests name; the model by default.")
     on_failure: Literal["closed", "open"] = Field(
         "closed",
@@ -80,6 +90,16 @@ class Settings(BaseSettings):
     engine_flags: tuple[str, ...] = Field(
         (), description="Flags of `vllm serve`; on the command line those after `--`."
     )
+
+    @property
+    def served_name(self) -> str:
+        """The id that requests name."""
+        return self.served_model_name or self.model
+
+    @property
+    def operator_key(self) -> str | None:
+        """The operator's own key, in plain."""
+        return None if self.api_key is None else self.api_key.get_secret_value()
 
     @classmethod
     def settings_customise_sources(

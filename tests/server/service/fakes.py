@@ -12,6 +12,11 @@ from vllm.entrypoints.serve.engine.protocol import UsageInfo
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from trimtab.server.keys.guard import Guard
+from trimtab.server.keys.limits import Limits
+from trimtab.server.keys.secret import Secret
+from trimtab.server.service.gate import Drain, Gate
+
 N_PROMPT = 6
 WORDS = ("so", "it", "goes")
 
@@ -71,3 +76,19 @@ class ScriptedServing:
         except Exception as e:  # noqa: BLE001 — vLLM's own stream tells its reader of every error.
             yield f"data: {json.dumps({'error': {'message': str(e), 'param': None, 'code': 500}})}\n\n"
         yield "data: [DONE]\n\n"
+
+
+def gate(operator_key: str | None = None, drain: Drain | None = None) -> Gate:
+    """A gate of a server without a database; nothing of it is scripted."""
+    return Gate(Guard(Secret("s" * 32), operator_key=operator_key), Limits(100), drain or Drain())
+
+
+class NoReplica:
+    """In the place of a replica where no route of administration is called; one needs a shelf, and so an engine."""
+
+    registry = None
+
+    class follower:
+        """The database was heard of just now."""
+
+        is_stale = False

@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from trimtab.server.errors import InvalidRequest
-from trimtab.server.service.body import MAX_BODY_BYTES, BodyTooLarge, decode, read
+from trimtab.server.service.body import MAX_BODY_BYTES, MAX_DEPTH, BodyTooLarge, decode, read
 
 JSON = {"content-type": "application/json; charset=utf-8"}
 
@@ -68,3 +68,21 @@ def test_json_is_json() -> None:
         "a": [1, 2.5, "x", None, True],
         "b": {"c": -1000.0},
     }
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_a_body_nested_too_deeply_is_refused_before_it_is_parsed(opening: bytes) -> None:
+    closing = {b"[": b"]", b'{"a":': b"}"}[opening]
+
+    def nested(depth: int) -> bytes:
+        return b'{"x":' + opening * (depth - 1) + b"1" + closing * (depth - 1) + b"}"
+
+    assert decode(nested(MAX_DEPTH))
+    for text in (nested(MAX_DEPTH + 1), nested(100_000), opening * 1_000_000):
+        with pytest.raises(InvalidRequest, match="nested more than 64 deep"):
+            decode(text)
+
+
+def test_brackets_in_text_are_no_nesting() -> None:
+    assert decode(b'{"prompt": "' + b'[{\\"' * 1000 + b'"}')
+    assert decode(b'{"prompt": [' + b"[]," * 1000 + b"[]]}")

@@ -1,23 +1,82 @@
+import re
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.testclient import TestClient
 
-from trimtab.server.service.edge import Drain, Edge, digest
+from trimtab.server.keys.access import OPEN, ROUTES
+from trimtab.server.keys.guard import Guard
+from trimtab.server.keys.key import SCOPES, Key, Policy, Scope, make
+from trimtab.server.keys.limits import Limits
+from trimtab.server.keys.secret import Secret
+from trimtab.server.service import current
+from trimtab.server.service.edge import MAX_HEADER_BYTES, MAX_HEADERS, Edge
+from trimtab.server.service.gate import Drain, Gate
+
+SECRET = Secret("s" * 32)
+KEY = "0123456789abcdef"
 
 
-def client(key: str | None = None, drain: Drain | None = None) -> TestClient:
+def key(*scopes: Scope, **policy: Any) -> tuple[Key, str]:
+    text, public = make()
+    made = Key(public, "a test", SECRET.digest(text), frozenset(scopes), Policy(**policy), "", "me", None, None, None)
+    return made, text
+
+
+def client(
+    operator_key: str | None = None, drain: Drain | None = None, keys: Iterable[Key] = (), most: int = 100
+) -> TestClient:
     async def echo(request: Request) -> Response:
-        return JSONResponse({"ours": request.state.request_id})
+        return JSONResponse({"ours": request.state.request_id, "caller": current.caller.get().name})
 
     app = Starlette()
-    for path in ("/v1/models", "/livez", "/readyz", "/metrics"):
-        app.add_route(path, echo, methods=["GET", "POST"])
-    return TestClient(Edge(app, key=None if key is None else digest(key), drain=drain or Drain()))
+    for method, path in ROUTES:
+        if method != "GRPC":
+            app.add_route(path, echo, methods=[method])
+    app.add_route("/v1/not/in/the/table", echo, methods=["GET", "POST"])
+    guard = Guard(SECRET, operator_key=operator_key)
+    guard.know(keys)
+    return TestClient(Edge(app, gate=Gate(guard, Limits(most), drain or Drain())))
 
 
-KEY = "0123456789abcdef"
+def filled(path: str) -> str:
+    return re.sub(r"\{\w+\}", "x", path)
+
+
+HTTP = [(method, path) for method, path in ROUTES if method != "GRPC"]
+
+
+@pytest.mark.parametrize(("method", "path"), HTTP)
+def test_each_route_opens_for_its_scopes_and_for_no_other(method: str, path: str) -> None:
+    """The route × scope table, all of it: nothing, a wrong key, and a key of each scope alone."""
+    scopes = ROUTES[method, path]
+    made = {scope: key(scope) for scope in SCOPES}
+    http = client(keys=[k for k, _ in made.values()])
+    anonymous = http.request(method, filled(path)).status_code
+    wrong = http.request(
+        method, filled(path), headers={"authorization": f"Bearer {made['admin'][1][:-1]}x"}
+    ).status_code
+    assert (anonymous, wrong) == ((200, 200) if scopes == OPEN else (401, 401))
+    for scope, (_, text) in made.items():
+        status = http.request(method, filled(path), headers={"authorization": f"Bearer {text}"}).status_code
+        assert status == (200 if scopes == OPEN or scope in scopes else 403), scope
+
+
+def test_a_route_that_the_table_does_not_have_opens_for_nobody() -> None:
+    """Even if the app behind would serve it."""
+    response = client(KEY).get("/v1/not/in/the/table", headers={"authorization": f"Bearer {KEY}"})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+    assert client(KEY).get("/v1/not/in/the/table").status_code == 401
+    assert client().post("/v1/not/in/the/table").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["//v1/models", "/v1//models", "/v1/models/", "/V1/models", "/livez/x"])
+def test_a_path_spelt_otherwise_is_another_path(path: str) -> None:
+    assert client(KEY).get(path).status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/nowhere"])
@@ -29,12 +88,36 @@ def test_without_the_key_nothing_but_the_probes_answers(path: str, header: str) 
 
 
 def test_with_the_key_all_routes_answer() -> None:
-    assert client(KEY).get("/metrics", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+    response = client(KEY).get("/metrics", headers={"authorization": f"Bearer {KEY}"})
+    assert (response.status_code, response.json()["caller"]) == (200, "operator")
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz"])
 def test_probes_need_no_key(path: str) -> None:
     assert client(KEY).get(path).status_code == 200
+
+
+def test_headers_are_bounded_before_anything_reads_them() -> None:
+    http = client()
+    many = {f"x-{i}": "y" for i in range(MAX_HEADERS)}
+    for headers in (many, {"x-long": "y" * MAX_HEADER_BYTES}):
+        response = http.get("/v1/models", headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (431, "headers_too_large")
+    assert http.get("/v1/models?" + "x" * MAX_HEADER_BYTES).status_code == 431
+
+
+def test_a_keys_quota_is_a_429_that_says_when_to_come_back() -> None:
+    made, text = key("infer", requests_per_minute=2)
+    http = client(keys=[made])
+    headers = {"authorization": f"Bearer {text}"}
+    replies = [http.post("/v1/completions", headers=headers) for _ in range(3)]
+    assert [reply.status_code for reply in replies] == [200, 200, 429]
+    assert (replies[2].json()["error"]["code"], replies[2].json()["error"]["type"]) == (
+        "rate_limited",
+        "rate_limit_error",
+    )
+    assert 1 <= int(replies[2].headers["retry-after"]) <= 61
+    assert http.get("/v1/models", headers=headers).status_code == 200
 
 
 def test_a_clients_request_id_is_echoed_and_not_used() -> None:
@@ -58,6 +141,6 @@ def test_two_requests_never_share_an_id() -> None:
 def test_a_draining_server_takes_no_new_work_and_still_answers_probes() -> None:
     drain = Drain()
     drain.begun = True
-    refused = client(drain=drain).post("/v1/models")
+    refused = client(drain=drain).post("/v1/completions")
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert client(drain=drain).get("/livez").status_code == 200

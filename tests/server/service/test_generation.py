@@ -9,10 +9,9 @@ from starlette.testclient import TestClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from tests.bundles import random_bundle
-from tests.server.service.fakes import N_PROMPT, WORDS, ScriptedEngine, ScriptedServing
+from tests.server.service.fakes import N_PROMPT, WORDS, NoReplica, ScriptedEngine, ScriptedServing, gate
 from trimtab.server.plan import compile_plan
 from trimtab.server.service.app import build
-from trimtab.server.service.edge import Drain
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.steering import parse_steering
@@ -55,7 +54,7 @@ class Service:
             keep_alive_seconds=0.0,
         )
         none = cast(Any, None)
-        app = build(generation, none, none, none, self.registry, key=None, drain=Drain())
+        app = build(generation, none, none, none, self.registry, cast(Any, NoReplica()), gate())
         self.http = TestClient(app, raise_server_exceptions=False)
 
     def post(self, **changes: Any) -> Any:

@@ -10,8 +10,12 @@ from safetensors.numpy import save_file
 from tests.bundles import random_bundle
 from trimtab.attribution.bundle import Bundle, BundleError, ModelIdentity
 from trimtab.attribution.fingerprint import model_fingerprint, tokenizer_digest
+from trimtab.server.database.database import Database
 from trimtab.server.errors import Unsupported
-from trimtab.server.service.preflight import Settings, preflight
+from trimtab.server.keys.secret import open_secret
+from trimtab.server.keys.store import Keys
+from trimtab.server.service.preflight import preflight
+from trimtab.server.settings import Settings
 
 
 @pytest.fixture
@@ -40,30 +44,18 @@ def bundle(folder: Path) -> Bundle:
 
 
 def settings(folder: Path, *bundles: Path, **changes: Any) -> Settings:
-    said: list[str] = changes.pop("said", [])
-    defaults: dict[str, Any] = {
-        "model": str(folder),
-        "bundles": bundles,
-        "host": "127.0.0.1",
-        "port": 0,
-        "served_name": "m",
-        "on_failure": "closed",
-        "allow_bundle_upload": False,
-        "api_key": None,
-        "engine_flags": (),
-        "say": said.append,
-    }
-    return Settings(**{**defaults, **changes})
+    database = f"sqlite:///{folder.parent / 'trimtab.db'}"
+    return Settings(**{"model": str(folder), "bundles": bundles, "port": 0, "database": database, **changes})
 
 
-def start(given: Settings) -> dict[str, Bundle]:
-    with preflight(given) as ready:
+def start(given: Settings, said: list[str] | None = None) -> dict[str, Bundle]:
+    with preflight(given, ([] if said is None else said).append) as ready:
         return ready.bundles
 
 
 def test_a_good_start_holds_its_port_and_its_bundles(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     bundle.save(tmp_path / "calm.tt")
-    with preflight(settings(folder, tmp_path / "calm.tt")) as ready:
+    with preflight(settings(folder, tmp_path / "calm.tt"), lambda _: None) as ready:
         assert ready.bundles.keys() == {"calm"}
         ready.sock.listen()
         port = ready.sock.getsockname()[1]
@@ -100,16 +92,46 @@ def test_two_bundles_of_one_name_are_refused(folder: Path, bundle: Bundle, tmp_p
         start(settings(folder, tmp_path / "a.tt", tmp_path / "b.tt"))
 
 
+def make_key(folder: Path) -> None:
+    database = Database(settings(folder).database)
+    database.migrate()
+    Keys(database, open_secret(database, None)).create(label="app", scopes=frozenset({"infer"}), actor="cli:me")
+    database.close()
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_other_machines_reach_the_server_only_with_a_key(folder: Path, host: str) -> None:
     with pytest.raises(Unsupported, match="there is no API key"):
         start(settings(folder, host=host))
 
 
+def test_a_key_of_the_database_or_the_operators_lets_other_machines_in(folder: Path) -> None:
+    start(settings(folder, host="0.0.0.0", api_key="0123456789abcdef"))
+    make_key(folder)
+    said: list[str] = []
+    start(settings(folder, host="0.0.0.0"), said)
+    assert said == ["keys are asked for: no operator's key, and 1 of the database"]
+
+
 def test_a_start_without_a_key_says_so(folder: Path) -> None:
     said: list[str] = []
-    start(settings(folder, said=said))
+    start(settings(folder), said)
     assert "no API key" in said[0]
+
+
+def test_strict_signatures_need_a_key_to_trust(folder: Path) -> None:
+    with pytest.raises(Unsupported, match="--trusted-key"):
+        start(settings(folder, signatures="strict"))
+
+
+def test_a_database_of_another_release_is_refused(folder: Path) -> None:
+    start(settings(folder))
+    database = Database(settings(folder).database)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'r9999'")
+    database.close()
+    with pytest.raises(Unsupported, match="later release"):
+        start(settings(folder))
 
 
 def test_a_guessable_key_is_refused(folder: Path) -> None:
@@ -143,7 +165,7 @@ def test_a_disabled_plugin_is_refused(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_port_is_free_again_after_the_end(folder: Path) -> None:
-    with preflight(settings(folder)) as ready:
+    with preflight(settings(folder), lambda _: None) as ready:
         port = ready.sock.getsockname()[1]
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", port))

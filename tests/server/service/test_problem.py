@@ -52,7 +52,7 @@ def test_a_reply_that_was_not_steered_is_not_asked_for_again_by_itself() -> None
 
 
 def test_what_may_pass_says_when_to_come_back() -> None:
-    assert Problem(503, "engine_dead", "gone").headers == {"retry-after": "5"}
+    assert Problem(503, "engine_dead", "gone").headers == {"retry-after": "5", "retry-after-ms": "5000"}
     assert of_vllm(429, "too many", None).status == 503
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from trimtab.server.keys.key import Scope
 
-__all__ = ["OPEN", "ROUTES", "scopes_for"]
+__all__ = ["OPEN", "ROUTES", "is_generation", "methods_of", "scopes_for"]
 
 OPEN: tuple[Scope, ...] = ()
 """No key is asked for."""
@@ -23,6 +23,11 @@ ROUTES: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", "/metrics"): ("observe", "admin"),
     ("POST", "/v1/chat/completions"): _INFER,
     ("POST", "/v1/completions"): _INFER,
+    ("POST", "/v1/responses"): _INFER,
+    ("POST", "/v1/tokenize"): _READ,
+    ("POST", "/v1/detokenize"): _READ,
+    ("POST", "/v1/steering/compare"): _INFER,
+    ("POST", "/v1/steering/inspect"): _INFER,
     ("GET", "/v1/models"): _READ,
     ("GET", "/v1/steering/schema"): _READ,
     ("POST", "/v1/steering/validate"): _READ,
@@ -52,12 +57,40 @@ ROUTES: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("POST", "/admin/v1/kill"): _ADMIN,
     ("DELETE", "/admin/v1/kill"): _ADMIN,
     ("GET", "/admin/v1/audit"): ("observe", "admin"),
+    ("GRPC", "/trimtab.v1.InferenceService/Generate"): _INFER,
+    ("GRPC", "/trimtab.v1.InferenceService/StreamGenerate"): _INFER,
+    ("GRPC", "/trimtab.v1.InferenceService/ChatComplete"): _INFER,
+    ("GRPC", "/trimtab.v1.InferenceService/StreamChatComplete"): _INFER,
+    ("GRPC", "/trimtab.v1.InferenceService/Compare"): _INFER,
+    ("GRPC", "/trimtab.v1.SteeringService/Inspect"): _INFER,
+    ("GRPC", "/trimtab.v1.SteeringService/Validate"): _READ,
+    ("GRPC", "/trimtab.v1.SteeringService/ListBundles"): _READ,
+    ("GRPC", "/trimtab.v1.SteeringService/GetBundle"): _READ,
+    ("GRPC", "/grpc.health.v1.Health/Check"): OPEN,
+    ("GRPC", "/grpc.health.v1.Health/Watch"): OPEN,
+    ("GRPC", "/grpc.health.v1.Health/List"): OPEN,
+    ("GRPC", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"): _READ,
 }
+"""By HTTP's method, or GRPC, and the path."""
+
+_GENERATION = frozenset(
+    {path for (method, path), scopes in ROUTES.items() if scopes == _INFER and method in ("POST", "GRPC")}
+)
 
 _PATTERNS = tuple(
     (method, re.compile(re.sub(r"\{\w+\}", r"[^/]+", re.escape(path).replace(r"\{", "{").replace(r"\}", "}"))), scopes)
     for (method, path), scopes in ROUTES.items()
 )
+
+
+def is_generation(method: str, path: str) -> bool:
+    """Whether a route runs the model: such requests are limited in number."""
+    return method in ("POST", "GRPC") and path in _GENERATION
+
+
+def methods_of(path: str) -> tuple[str, ...]:
+    """The methods that a path takes."""
+    return tuple(dict.fromkeys(method for method, pattern, _ in _PATTERNS if pattern.fullmatch(path)))
 
 
 def scopes_for(method: str, path: str) -> tuple[Scope, ...] | None:

@@ -53,6 +53,12 @@ class Steered(NamedTuple):
     killed: Switch | None = None
     """The kill switch put its safe default in place of what was asked for."""
 
+    @property
+    def content_hashes(self) -> frozenset[str]:
+        """Of every bundle whose rows act."""
+        gates = frozenset(row.gate.bundle for row in self.plan.rows if row.gate is not None)
+        return gates | {row.bundle for row in self.plan.rows}
+
 
 class Admission(NamedTuple):
     """A request that may go to vLLM."""

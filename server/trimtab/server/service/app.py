@@ -1,7 +1,7 @@
 """The app: an allow-list of routes, and nothing of vLLM's own app.
 
-GET  /livez  /readyz  /metrics
-and those of OpenAI, of steering, and of the bundles, each in its file
+GET  /livez  /readyz  /startupz  /metrics
+and those of OpenAI, of steering, of the bundles, and of administration, each in its file
 """
 
 from fastapi import FastAPI, Request
@@ -16,12 +16,15 @@ from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 
 from trimtab.server.errors import TrimtabError
 from trimtab.server.service import body
+from trimtab.server.service.admin_routes import add_admin_routes
 from trimtab.server.service.bundle_routes import add_bundle_routes
-from trimtab.server.service.edge import Drain, Edge
+from trimtab.server.service.edge import Edge, unknown_route
+from trimtab.server.service.gate import Gate
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.inspect import Inspector
 from trimtab.server.service.openai_routes import add_openai_routes
 from trimtab.server.service.problem import Problem, Refused, of_exception
+from trimtab.server.service.replica import Replica
 from trimtab.server.service.shelf import Shelf
 from trimtab.server.service.steering_routes import add_steering_routes
 
@@ -38,29 +41,32 @@ def build(
     models: OpenAIServingModels,
     tokenization: ServingTokenization,
     registry: CollectorRegistry,
-    *,
-    key: bytes | None,
-    drain: Drain,
+    replica: Replica,
+    gate: Gate,
 ) -> FastAPI:
-    """The app over a running engine; `key` is the digest of the API key, None for a server without one."""
+    """The app over a running engine."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(Edge, key=key, drain=drain)
+    app.add_middleware(Edge, gate=gate)
     _problems(app)
 
     add_openai_routes(app, generation, models, tokenization)
     add_bundle_routes(app, shelf)
+    add_admin_routes(app, replica)
 
     add_steering_routes(app, generation, Inspector(generation, tokenization))
 
     async def livez(_: Request) -> Response:
         return JSONResponse({"status": "live"})
 
-    app.add_route("/livez", livez, methods=["GET"])
+    # The port is not listened on before the engine is proven, so whoever is answered is told that the start is over.
+    for path in ("/livez", "/startupz"):
+        app.add_route(path, livez, methods=["GET"])
 
     async def readyz(_: Request) -> Response:
-        if drain.begun or generation.engine.errored:
-            return JSONResponse({"status": "draining" if drain.begun else "engine_dead"}, 503)
-        return JSONResponse({"status": "ready"})
+        status = "draining" if gate.drain.begun else "engine_dead" if generation.engine.errored else "ready"
+        if status == "ready" and replica.follower.is_stale:
+            status = "stale"
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     app.add_route("/readyz", readyz, methods=["GET"])
 
@@ -85,10 +91,7 @@ def _problems(app: FastAPI) -> None:
 
 def _problem(request: Request, error: Exception) -> Problem:
     match error:
-        case HTTPException(status_code=405):
-            return Problem(405, "method_not_allowed", f"{request.url.path} does not take {request.method}")
         case HTTPException():
-            what = f"no route {request.url.path}"
-            return Problem(404, "not_found", f"{what}; the README lists this server's routes")
+            return unknown_route(request.method, request.url.path)
         case _:
             return of_exception(error)

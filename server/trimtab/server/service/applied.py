@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from trimtab.server.engine.proof import COUNTS, combined, merge, verify
 from trimtab.server.errors import NotApplied
-from trimtab.server.plan import Plan
+from trimtab.server.fleet.switch import Switch
+from trimtab.server.service.admission import Steered
 
-__all__ = ["NOT_REQUESTED", "Run", "applied", "failed_open", "requested"]
+__all__ = ["NOT_REQUESTED", "Run", "applied", "failed_open", "requested", "unsteered"]
 
 NOT_REQUESTED = {"status": "not_requested"}
 """The object of a reply to a request without steering."""
@@ -23,12 +24,24 @@ class Run(NamedTuple):
     proof: dict[str, Any] | None
 
 
-def requested(plan: Plan, bundles: Sequence[str]) -> dict[str, Any]:
-    """The object before the first token: what was admitted."""
-    return {"status": "requested", "plan": plan.hash, "bundles": list(bundles)}
+def unsteered(killed: Switch | None) -> dict[str, Any]:
+    """The object of a reply that is not steered, because nothing asked for it or because the kill switch keeps it from being."""
+    return dict(NOT_REQUESTED) if killed is None else _killed(killed)
 
 
-def applied(plan: Plan, bundles: Sequence[str], runs: Sequence[Run], n_runs: int) -> dict[str, Any]:
+def requested(steered: Steered) -> dict[str, Any]:
+    """The object before the first token: what was admitted, and who asked for it if the request did not."""
+    document = {"status": "requested", "plan": steered.plan.hash, "bundles": list(steered.bundles)}
+    if steered.source != "request":
+        document["source"] = steered.source
+    return document if steered.killed is None else {**document, **_killed(steered.killed)}
+
+
+def _killed(switch: Switch) -> dict[str, Any]:
+    return {"status": "killed", "reason": switch.reason}
+
+
+def applied(steered: Steered, runs: Sequence[Run], n_runs: int) -> dict[str, Any]:
     """The object of a reply that was steered as asked; `n_runs` prompts were started.
 
     Each scope covers the same positions at every hook point that has it, so the request's own counts are the largest ones.
@@ -36,6 +49,7 @@ def applied(plan: Plan, bundles: Sequence[str], runs: Sequence[Run], n_runs: int
     Raises:
         NotApplied: a prompt did not finish, or its proof is missing or differs from the plan.
     """
+    plan = steered.plan
     points: dict[str, dict[str, Any]] = {}
     if plan.rows:
         if len(runs) != n_runs:
@@ -49,14 +63,14 @@ def applied(plan: Plan, bundles: Sequence[str], runs: Sequence[Run], n_runs: int
                     raise NotApplied(f"at {name} the edit is {norm} times as long as what it edits")
         points = merge(proofs)["hook_points"]
     return {
-        **requested(plan, bundles),
-        "status": "applied",
+        **requested(steered),
+        **({"status": "applied"} if steered.killed is None else _killed(steered.killed)),
         **{count: max((point[count] for point in points.values()), default=0) for count in COUNTS},
         **combined(points.values()),
         "hook_points": points,
     }
 
 
-def failed_open(plan: Plan, bundles: Sequence[str], reason: str) -> dict[str, Any]:
+def failed_open(steered: Steered, reason: str) -> dict[str, Any]:
     """The object of a reply that was not steered as asked, to a caller who wants it all the same."""
-    return {**requested(plan, bundles), "status": "failed_open", "reason": reason}
+    return {**requested(steered), "status": "failed_open", "reason": reason}

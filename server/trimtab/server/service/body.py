@@ -2,14 +2,21 @@
 
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from trimtab.server.errors import InvalidRequest, Violation
 
-__all__ = ["MAX_BODY_BYTES", "BodyTooLarge", "decode", "read"]
+__all__ = ["MAX_BODY_BYTES", "MAX_DEPTH", "BodyTooLarge", "decode", "read"]
 
 MAX_BODY_BYTES = 8 << 20
+MAX_DEPTH = 64
+"""Of arrays and objects within each other; OpenAI's requests, JSON schemas in tools included, stay far below."""
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_REST = bytes(byte for byte in range(256) if byte not in _STEPS)
 
 
 class BodyTooLarge(Exception):
@@ -49,6 +56,8 @@ def decode(body: bytes) -> dict[str, Any]:
     Raises:
         InvalidRequest: it is no such object; each non-finite number is named by its path.
     """
+    if _is_too_deep(body):
+        raise InvalidRequest([Violation("body", f"is nested more than {MAX_DEPTH} deep")])
     finite = True
 
     def number(text: str) -> float:
@@ -67,6 +76,14 @@ def decode(body: bytes) -> dict[str, Any]:
     if not finite:
         raise InvalidRequest(list(_non_finite(document, "")))
     return document
+
+
+def _is_too_deep(body: bytes) -> bool:
+    """Whether the text nests more than it may, found without parsing it."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False
+    brackets = _STRINGS.sub(b"", body).translate(None, delete=_REST)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ admission, or its reply is withheld.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -30,13 +30,16 @@ from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from trimtab.attribution.bundle import Bundle
-from trimtab.server.errors import InvalidRequest, NotApplied, TrimtabError, Violation
+from trimtab.server.errors import InvalidRequest, Killed, NotApplied, Revoked, TrimtabError, Violation
+from trimtab.server.fleet.switch import OFF, Switch
 from trimtab.server.service import body
-from trimtab.server.service.admission import OnFailure, Steered, admit
-from trimtab.server.service.applied import NOT_REQUESTED, applied, failed_open, requested
+from trimtab.server.service.admission import Admission, OnFailure, Steered, admit
+from trimtab.server.service.applied import applied, failed_open, requested, unsteered
+from trimtab.server.service.flights import Flight, Flights
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.problem import Problem, Refused, of_exception, of_vllm
 from trimtab.server.service.responses import admissible, responses_told
+from trimtab.server.service.rules import FREE, Rules
 from trimtab.server.service.stream import Event, told
 from trimtab.server.service.witness import Witness
 
@@ -76,6 +79,9 @@ class Asked(NamedTuple):
     ask: Any
     """Of `route.model`."""
     steered: Steered | None
+    killed: Switch | None
+    """The kill switch keeps it from being steered as asked."""
+    flight: Flight
     ending: _Ending
 
 
@@ -114,6 +120,10 @@ class Generation:
     """For requests that do not say."""
     metrics: Metrics
     keep_alive_seconds: float
+    rules: Callable[[], Rules] = lambda: FREE
+    """What the request that is being served is admitted under."""
+    flights: Flights = field(default_factory=Flights)
+    """Steered requests that run."""
 
     @property
     def chat_route(self) -> Route:
@@ -146,16 +156,29 @@ class Generation:
         start = time.perf_counter()
         with self.metrics.refusals(_is_the_callers):
             document = body.decode(request) if isinstance(request, bytes) else request
-            admission = admit(
-                route.admissible(document),
-                fields=route.model.model_fields.keys(),
-                models=self.models,
-                bundles=self.bundles,
-                on_failure=self.on_failure,
-            )
+            admission = self.admission(route.admissible(document), route.model.model_fields.keys())
+            # Before anything else runs on the loop: whoever revokes a bundle finds every request that was admitted on it.
+            flight = self.flights.start(() if admission.steered is None else admission.steered.content_hashes)
             ask = parsed(route.model, {**admission.body, "request_id": route.id_prefix + request_id})
         self.metrics.admission_seconds.observe(time.perf_counter() - start)
-        return Asked(route, ask, admission.steered, _Ending())
+        return Asked(route, ask, admission.steered, admission.killed, flight, _Ending())
+
+    def admission(self, document: Mapping[str, Any], fields: Collection[str], *, to_run: bool = True) -> Admission:
+        """The document of a request whose model has these fields, admitted under the rules of the moment.
+
+        What is not to be run is admitted whatever the kill switch says.
+
+        Raises:
+            TrimtabError: what cannot be served as asked.
+        """
+        return admit(
+            document,
+            fields=fields,
+            models=self.models,
+            bundles=self.bundles,
+            on_failure=self.on_failure,
+            rules=self.rules() if to_run else replace(self.rules(), switch=OFF),
+        )
 
     async def run(self, asked: Asked) -> Whole | Streamed:
         """The reply, proven; of a stream, closing its events aborts the request.
@@ -167,6 +190,9 @@ class Generation:
         result: Whole | Streamed | None = None
         try:
             result = await self._run(asked)
+        except (Killed, Revoked):
+            asked.ending.status = "ended"
+            raise
         except Exception as e:
             if asked.ending.status == "abandoned":
                 asked.ending.status = "refused" if _is_the_callers(e) else "failed"
@@ -184,46 +210,51 @@ class Generation:
             serving.engine_client = witness
 
         def close() -> dict[str, Any]:
-            return self._close(steered, witness, asked.ending)
+            return self._close(asked, witness)
 
-        def failure() -> NotApplied | None:
+        def failure() -> TrimtabError | None:
+            if asked.flight.error is not None:
+                asked.ending.status = "ended"
+                return asked.flight.error
             if witness.failure is not None:
                 self._mismatch(witness.failure, asked.ending, "not_applied")
             return witness.failure
 
         # No raw request: its headers would choose the engine's request id, the data-parallel rank and the priority.
         try:
-            result = await checked(asked.route.create(serving, asked.ask))
+            result = await asked.flight.whole(checked(asked.route.create(serving, asked.ask)))
         except NotApplied:
             failure()
             raise
         if isinstance(result, AsyncGenerator):
-            opening = NOT_REQUESTED if steered is None else requested(steered.plan, steered.bundles)
-            events = asked.route.told(result, opening, close, failure)
+            opening = unsteered(asked.killed) if steered is None else requested(steered)
+            events = asked.route.told(asked.flight.stream(result), opening, close, failure)
             return Streamed(opening, self._counted(events, asked.ending))
         document = result.model_dump(mode="json", by_alias=True)
         document.pop("kv_transfer_params", None)
         document["steering"] = close()
         return Whole(document)
 
-    def _close(self, steered: Steered | None, witness: Witness, ending: _Ending) -> dict[str, Any]:
+    def _close(self, asked: Asked, witness: Witness) -> dict[str, Any]:
         """The reply's `steering` object, checked and counted.
 
         Raises:
             NotApplied: the proof does not match the plan, and the request fails closed.
         """
+        steered, ending = asked.steered, asked.ending
         if steered is None:
-            ending.status = "not_requested"
-            return dict(NOT_REQUESTED)
+            plain = unsteered(asked.killed)
+            ending.status = plain["status"]
+            return plain
         try:
-            steering = applied(steered.plan, steered.bundles, witness.runs, witness.n_started)
+            steering = applied(steered, witness.runs, witness.n_started)
         except NotApplied as e:
             if steered.on_failure == "open":
                 self._mismatch(e, ending, "failed_open")
-                return failed_open(steered.plan, steered.bundles, e.message)
+                return failed_open(steered, e.message)
             self._mismatch(e, ending, "not_applied")
             raise
-        ending.status = "applied"
+        ending.status = steering["status"]
         for count in ("prompt_tokens", "completion_tokens", "cached_prompt_tokens"):
             self.metrics.edited_tokens.labels(count.removesuffix("_tokens")).inc(steering[count])
         return steering

@@ -17,11 +17,12 @@ from vllm.sampling_params import SamplingParams
 from trimtab.attribution.bundle import Bundle
 from trimtab.server.engine.admission import uses_graphs
 from trimtab.server.engine.probe import PROBE, Reading, take, wire
-from trimtab.server.errors import InvalidRequest, UnknownBundle, Unsupported, Violation
-from trimtab.server.service.admission import XARG, Admission, admit
-from trimtab.server.service.applied import NOT_REQUESTED, applied
+from trimtab.server.errors import Forbidden, InvalidRequest, Revoked, Unavailable, UnknownBundle, Unsupported, Violation
+from trimtab.server.service.admission import XARG, Admission
+from trimtab.server.service.applied import applied, unsteered
 from trimtab.server.service.generation import Generation, checked, parsed
 from trimtab.server.service.witness import Witness
+from trimtab.server.steering import Steering
 
 __all__ = ["MAX_TOP", "Inspector"]
 
@@ -59,11 +60,7 @@ class Inspector:
             TrimtabError: what cannot be read as asked.
         """
         asked = _asked(document)
-        bundle = self._generation.bundles.get(asked.bundle)
-        if bundle is None:
-            raise UnknownBundle(
-                f"bundle {asked.bundle!r} is not loaded; GET /v1/steering/bundles lists those that are", field="bundle"
-            )
+        bundle = self._bundle(asked.bundle)
         if uses_graphs(self._generation.engine.vllm_config):
             raise Unsupported("latents cannot be read inside CUDA graphs; start the server with --enforce-eager")
         ids = await self._token_ids(asked)
@@ -93,9 +90,28 @@ class Inspector:
         return list(found.tokens)
 
     def _admitted(self, asked: _Asked) -> Admission:
-        body = {} if asked.steering is None else {"steering": asked.steering}
-        generation = self._generation
-        return admit(body, fields=(), models=generation.models, bundles=generation.bundles)
+        if asked.steering is None:
+            return Admission({}, None)
+        return self._generation.admission({"steering": asked.steering}, ())
+
+    def _bundle(self, name: str) -> Bundle:
+        """The bundle that the caller may read by.
+
+        Raises:
+            TrimtabError: there is none that it may.
+        """
+        rules = self._generation.rules()
+        try:
+            rules.allow(Steering(bundle=name))
+        except (Forbidden, Revoked, Unavailable, UnknownBundle) as e:
+            e.field = "bundle"
+            raise
+        bundle = self._generation.bundles.get(name)
+        if bundle is None:
+            raise UnknownBundle(
+                f"bundle {name!r} is not loaded; GET /v1/steering/bundles lists those that are", field="bundle"
+            )
+        return bundle
 
     async def _read(
         self, bundle: Bundle, top: int, ids: list[int], admission: Admission, request_id: str
@@ -112,11 +128,8 @@ class Inspector:
         witness = Witness(engine, "closed")
         async for _ in witness.generate({"prompt_token_ids": ids}, params, request_id):
             pass
-        if steered is None:
-            steering = dict(NOT_REQUESTED)
-        else:
-            steering = applied(steered.plan, steered.bundles, witness.runs, witness.n_started)
-        return await take(engine, probe_id), steering
+        done = unsteered(admission.killed) if steered is None else applied(steered, witness.runs, witness.n_started)
+        return await take(engine, probe_id), done
 
     def _tokens(self, bundle: Bundle, ids: list[int], reading: Reading) -> list[dict[str, Any]]:
         tokenizer = self._tokenization.renderer.get_tokenizer()

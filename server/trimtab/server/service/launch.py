@@ -29,13 +29,14 @@ from vllm.tool_parsers import ToolParserManager
 from trimtab.server.engine import pin
 from trimtab.server.engine.handshake import prove
 from trimtab.server.errors import Unsupported
-from trimtab.server.service import flags
+from trimtab.server.service import current, flags
 from trimtab.server.service.app import build
-from trimtab.server.service.edge import Drain, digest
+from trimtab.server.service.gate import Drain, Gate
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.inspect import Inspector
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.preflight import TLS, Preflight
+from trimtab.server.service.replica import Replica
 from trimtab.server.service.rpc.server import RPC
 from trimtab.server.service.shelf import Shelf
 
@@ -58,7 +59,7 @@ def run(ready: Preflight) -> int:
     pin.check()
     args, chosen = flags.parse(settings.engine_flags, model=ready.folder, served=settings.served_name)
     if chosen:
-        settings.say(f"on this CPU: {', '.join(chosen)}")
+        ready.say(f"on this CPU: {', '.join(chosen)}")
     _load_parsers(args)
     cli_env_setup()  # type: ignore[no-untyped-call]
     with _terminable():
@@ -113,11 +114,26 @@ def _interrupt_is_ours() -> Iterator[None]:
 async def _serve(ready: Preflight, args: Namespace) -> int:
     settings = ready.settings
     async with _engine(args) as engine, AsyncExitStack() as stack:
-        drain, metrics = Drain(), Metrics(REGISTRY)
+        metrics = Metrics(REGISTRY)
         shelf = Shelf(engine, ready.identity, metrics, mutable=settings.allow_bundle_upload)
         stack.push_async_callback(shelf.close)
         for bundle in ready.bundles.values():
             await shelf.add(bundle, pin=True)
+        replica = Replica(
+            ready.database,
+            shelf,
+            fingerprint=ready.identity.fingerprint,
+            secret=ready.secret,
+            operator_key=settings.operator_key,
+            signatures=ready.signatures,
+            max_requests=settings.max_requests,
+            poll_seconds=settings.poll_seconds,
+            stale_after_seconds=settings.stale_after_seconds,
+        )
+        stack.push_async_callback(replica.close)
+        await replica.start()
+        drain = Drain()
+        gate = Gate(replica.guard, replica.limits, drain)
         reports = await prove(engine, [bundle.content_hash for bundle in shelf.values()])
         state = State()
         await init_app_state(engine, state, args, await engine.get_supported_tasks())
@@ -130,20 +146,21 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
             completion=state.openai_serving_completion,
             responses=state.openai_serving_responses,
             models=(settings.served_name, *state.openai_serving_models.lora_requests),
-            bundles=shelf,
+            bundles=replica.catalogue,
             on_failure=settings.on_failure,
             metrics=metrics,
             keep_alive_seconds=float(args.sse_keep_alive_interval),
+            rules=lambda: replica.rules(current.caller.get()),
+            flights=replica.flights,
         )
-        key = None if settings.api_key is None else digest(settings.api_key)
         models, tokenization = state.openai_serving_models, state.serving_tokenization
-        app = build(generation, shelf, models, tokenization, REGISTRY, key=key, drain=drain)
+        app = build(generation, shelf, models, tokenization, REGISTRY, replica, gate)
         inspector = Inspector(generation, tokenization)
-        rpc = None if settings.grpc_port is None else RPC(generation, shelf, inspector, key=key, drain=drain)
-        server = _server(app, settings.tls)
+        rpc = None if settings.grpc_port is None else RPC(generation, shelf, inspector, gate)
+        server = _server(app, ready.tls)
         n_layers = len({layer for report in reports for layer in report["layers"]})
-        settings.say(
-            f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(shelf) or 'none'}"
+        ready.say(
+            f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(sorted(shelf)) or 'none'}"
         )
         return await _until_stopped(server, rpc, engine, drain, ready, args.shutdown_timeout)
 
@@ -207,10 +224,10 @@ async def _until_stopped(
         await asyncio.sleep(0.01)
     shown = f"[{host}]" if ":" in host else host
     if rpc is not None:
-        bound = await rpc.start(host, settings.grpc_port or 0, settings.tls)
-        settings.say(f"serving gRPC on {shown}:{bound}")
-    scheme = "http" if settings.tls is None else "https"
-    settings.say(f"serving {settings.served_name} on {scheme}://{shown}:{port}")
+        bound = await rpc.start(host, settings.grpc_port or 0, ready.tls)
+        ready.say(f"serving gRPC on {shown}:{bound}")
+    scheme = "http" if ready.tls is None else "https"
+    ready.say(f"serving {settings.served_name} on {scheme}://{shown}:{port}")
     died = False
     while not serving.done():
         await asyncio.wait((serving,), timeout=POLL_SECONDS)

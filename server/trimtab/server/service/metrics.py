@@ -7,8 +7,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 __all__ = ["STATUSES", "Metrics"]
 
-STATUSES = ("applied", "not_requested", "failed_open", "not_applied", "refused", "failed", "abandoned")
-"""How a generation request can end; `refused` is a 4xx, `failed` any other error, `abandoned` a client that went away."""
+STATUSES = (
+    "applied", "not_requested", "killed", "failed_open", "not_applied", "refused", "failed", "ended", "abandoned"
+)  # fmt: skip
+"""How a generation request can end; `refused` is a 4xx, `failed` any other error, `ended` by a revocation or the kill switch,
+`abandoned` a client that went away."""
 
 
 class Metrics:

@@ -6,18 +6,23 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from trimtab.attribution.bundle import Bundle, BundleError, ModelIdentity
 from trimtab.attribution.embedded import resolve
 from trimtab.attribution.fingerprint import model_fingerprint, model_folder, tokenizer_digest
+from trimtab.server.database.database import Database, text_of, utc_now
 from trimtab.server.errors import Unsupported
-from trimtab.server.service.admission import OnFailure
+from trimtab.server.keys.key import Key
+from trimtab.server.keys.secret import Secret, open_secret
+from trimtab.server.keys.store import Keys
+from trimtab.server.registry.signature import Signatures
+from trimtab.server.settings import Settings
 
-__all__ = ["TLS", "Preflight", "Settings", "preflight"]
+__all__ = ["TLS", "Preflight", "preflight"]
 
 MIN_KEY_LENGTH = 16
 _WIDTH, _DEPTH = ("hidden_size", "n_embd", "d_model"), ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -58,30 +63,6 @@ class TLS:
         return cls(certificate, key, client_ca)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What `trimtab serve` was told."""
-
-    model: str
-    """The embedded model's name, an HF folder, or a hub id."""
-    bundles: Sequence[Path]
-    host: str
-    port: int
-    """0 takes any free port."""
-    served_name: str
-    on_failure: OnFailure
-    allow_bundle_upload: bool
-    """Whether clients may load and remove bundles."""
-    api_key: str | None = field(repr=False)
-    engine_flags: Sequence[str]
-    say: Callable[[str], None]
-    """Tells the operator one line."""
-    grpc_port: int | None = None
-    """0 takes any free port; None serves no gRPC."""
-    tls: TLS | None = None
-    """Of both ports."""
-
-
 class Preflight(NamedTuple):
     """What a server starts from, checked."""
 
@@ -91,29 +72,45 @@ class Preflight(NamedTuple):
     identity: ModelIdentity
     """The model as a bundle names it."""
     bundles: dict[str, Bundle]
+    database: Database
+    """With its tables."""
+    secret: Secret
+    signatures: Signatures
+    tls: TLS | None
+    """Of both ports."""
     sock: socket.socket
     """Bound, not yet listening."""
+    say: Callable[[str], None]
+    """Tells the operator one line."""
 
 
 @contextmanager
-def preflight(settings: Settings) -> Iterator[Preflight]:
+def preflight(settings: Settings, say: Callable[[str], None]) -> Iterator[Preflight]:
     """The checked start of a server; its port is held until the end.
 
     Raises:
         TrimtabError, BundleError, FingerprintError, EmbeddedModelError: with one sentence that says what to do.
     """
+    if not settings.model:
+        raise Unsupported("no model is named; give it to `trimtab serve`, in TRIMTAB_MODEL, or in the settings file")
     _check_plugins()
-    _check_exposure(settings)
+    tls = TLS.of(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    signatures = Signatures(settings.signatures, settings.trusted_keys)
+    signatures.require_keys()
     bundles = _bundles(settings.bundles)
-    with _listen(settings.host, settings.port) as sock:
-        if settings.grpc_port:
-            with _listen(settings.host, settings.grpc_port, "--grpc-port"):
-                pass  # It is bound again once the engine runs.
-        folder = model_folder(resolve(settings.model))
-        identity = _identity(settings.model, folder)
-        for bundle in bundles.values():
-            bundle.check_model(identity)
-        yield Preflight(settings, folder, identity, bundles, sock)
+    with closing(Database(settings.database)) as database:
+        database.migrate()
+        secret = open_secret(database, None if settings.secret is None else settings.secret.get_secret_value())
+        _check_exposure(settings, Keys(database, secret).list(), say)
+        with _listen(settings.host, settings.port) as sock:
+            if settings.grpc_port:
+                with _listen(settings.host, settings.grpc_port, "--grpc-port"):
+                    pass  # It is bound again once the engine runs.
+            folder = model_folder(resolve(settings.model))
+            identity = _identity(settings.model, folder)
+            for bundle in bundles.values():
+                bundle.check_model(identity)
+            yield Preflight(settings, folder, identity, bundles, database, secret, signatures, tls, sock, say)
 
 
 def _check_plugins() -> None:
@@ -122,19 +119,30 @@ def _check_plugins() -> None:
         raise Unsupported(f"VLLM_PLUGINS={allowed} leaves out the plugin `trimtab`; unset it, or add trimtab to it")
 
 
-def _check_exposure(settings: Settings) -> None:
-    if settings.api_key is not None:
-        if len(settings.api_key) < MIN_KEY_LENGTH:
-            raise Unsupported(
-                f"the API key is shorter than {MIN_KEY_LENGTH} characters; make one with `openssl rand -hex 32`"
-            )
-        return
-    if not _is_loopback(settings.host):
+def _check_exposure(settings: Settings, keys: Sequence[Key], say: Callable[[str], None]) -> None:
+    operator_key = settings.operator_key
+    if operator_key is not None and len(operator_key) < MIN_KEY_LENGTH:
         raise Unsupported(
-            f"--host {settings.host} can be reached from other machines and there is no API key; set TRIMTAB_API_KEY "
-            "(`openssl rand -hex 32`), or serve on 127.0.0.1"
+            f"the API key is shorter than {MIN_KEY_LENGTH} characters; make one with `openssl rand -hex 32`"
         )
-    settings.say("no API key: every program on this machine may call this server (TRIMTAB_API_KEY sets one)")
+    valid = sum(key.is_valid(text_of(utc_now())) for key in keys)
+    if operator_key is not None or valid:
+        operator = "the operator's own key" if operator_key is not None else "no operator's key"
+        say(f"keys are asked for: {operator}, and {valid} of the database")
+    elif keys:
+        say(
+            "keys are asked for, and none is valid: `trimtab keys create` makes one, or TRIMTAB_API_KEY sets the operator's"
+        )
+    elif not _is_loopback(settings.host):
+        raise Unsupported(
+            f"--host {settings.host} can be reached from other machines and there is no API key; make one with "
+            "`trimtab keys create`, or set TRIMTAB_API_KEY (`openssl rand -hex 32`), or serve on 127.0.0.1"
+        )
+    else:
+        say(
+            "no API key: every program on this machine may call this server, administration included (`trimtab keys create` "
+            "makes a key, and from then on one is asked for)"
+        )
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,17 +6,25 @@
 """
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any, NamedTuple
 
 from trimtab.server.errors import (
     Conflict,
+    Draining,
     Forbidden,
     InvalidBundle,
     InvalidRequest,
     InvalidSteering,
+    Killed,
     NotApplied,
+    NotFound,
     Overloaded,
+    RateLimited,
+    Revoked,
     TrimtabError,
+    Unauthenticated,
+    Unavailable,
     UnknownBundle,
     Unsupported,
 )
@@ -43,6 +51,7 @@ class Problem(NamedTuple):
     message: str
     param: str | None = None
     violations: tuple[tuple[str, str], ...] = ()
+    retry_after_seconds: float = RETRY_AFTER_SECONDS
 
     @property
     def document(self) -> dict[str, Any]:
@@ -52,6 +61,8 @@ class Problem(NamedTuple):
                 kind = "authentication_error"
             case 403:
                 kind = "permission_error"
+            case 429:
+                kind = "rate_limit_error"
             case status if status < 500:
                 kind = "invalid_request_error"
             case _:
@@ -65,8 +76,11 @@ class Problem(NamedTuple):
     def headers(self) -> Mapping[str, str]:
         """What tells a client whether trying again can help."""
         match self.status:
-            case 503:
-                return {"retry-after": str(RETRY_AFTER_SECONDS)}
+            case 503 if self.code == Killed.code.lower():
+                return {"x-should-retry": "false"}
+            case 429 | 503:
+                seconds = self.retry_after_seconds
+                return {"retry-after": str(ceil(seconds)), "retry-after-ms": str(ceil(seconds * 1000))}
             case 401:
                 return {"www-authenticate": "Bearer", "x-should-retry": "false"}
             case 409:  # OpenAI's SDKs ask again by themselves otherwise.
@@ -104,15 +118,22 @@ def of_error(error: TrimtabError) -> Problem:
     match error:
         case InvalidSteering() | InvalidRequest():
             status, violations = 400, tuple((v.field, v.message) for v in error.violations)
-        case UnknownBundle():
+        case UnknownBundle() | NotFound():
             status = 404
+        case Unauthenticated():
+            status = 401
+        case Revoked():
+            status = 410
+        case RateLimited():
+            wait = error.retry_after_seconds
+            return Problem(429, error.code.lower(), error.message, retry_after_seconds=wait)
         case Unsupported() | InvalidBundle():
             status = 400
         case Forbidden():
             status = 403
         case Conflict():
             status = 409
-        case Overloaded():
+        case Overloaded() | Unavailable() | Draining() | Killed():
             status = 503
         case _:
             status = 500

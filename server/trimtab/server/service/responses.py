@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from trimtab.server.errors import InvalidRequest, NotApplied, Violation
+from trimtab.server.errors import InvalidRequest, TrimtabError, Violation
 from trimtab.server.service.problem import Problem, of_error
 from trimtab.server.service.stream import Event
 
@@ -38,7 +38,7 @@ async def responses_told(
     events: AsyncGenerator[Any, None],
     opening: Mapping[str, Any],
     closing: Callable[[], Mapping[str, Any]],
-    failure: Callable[[], NotApplied | None],
+    failure: Callable[[], TrimtabError | None],
 ) -> AsyncGenerator[Event, None]:
     """vLLM's events with `opening` in the first responses and `closing()` in the completed one.
 
@@ -63,7 +63,7 @@ async def responses_told(
                     n_sent += 1
                     yield _event(ready)
                 held.clear()
-    except NotApplied as e:
+    except TrimtabError as e:
         yield _failed(of_error(failure() or e), n_sent)
     except Exception as e:
         if (cause := failure()) is not None:

@@ -18,7 +18,6 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from trimtab.server.engine.handshake import prove
 from trimtab.server.errors import InvalidSteering, Unsupported, Violation
 from trimtab.server.service import body, compare
-from trimtab.server.service.admission import admit
 from trimtab.server.service.compare import Comparison
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.inspect import Inspector
@@ -39,7 +38,7 @@ def validation(generation: Generation, document: Mapping[str, Any]) -> dict[str,
     Raises:
         TrimtabError: it would be refused.
     """
-    admission = admit(document, fields=_FIELDS, models=generation.models, bundles=generation.bundles)
+    admission = generation.admission(document, _FIELDS, to_run=False)
     if admission.steered is None:
         raise InvalidSteering([Violation("steering", "is missing; give the field as a generation request would")])
     plan = admission.steered.plan

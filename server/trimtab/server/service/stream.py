@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
-from trimtab.server.errors import NotApplied
+from trimtab.server.errors import NotApplied, TrimtabError
 from trimtab.server.service.problem import Problem, of_error, of_vllm
 
 __all__ = ["DONE", "Event", "told"]
@@ -33,40 +33,45 @@ async def told(
     events: AsyncGenerator[str, None],
     opening: Mapping[str, Any],
     closing: Callable[[], Mapping[str, Any]],
-    failure: Callable[[], NotApplied | None],
+    failure: Callable[[], TrimtabError | None],
 ) -> AsyncGenerator[Event, None]:
     """The events of vLLM's stream with `opening` in the first chunk and `closing()` in the last.
 
     `closing` is called once, when the stream is complete; when it raises NotApplied the stream ends with that error instead.
-    `failure` tells, when vLLM's stream turns into an error, whether that is a plan that was not applied.
+    `failure` tells, when vLLM's stream turns into an error, whether that is a plan that was not applied, or the end of a
+    request that was ended.
     """
     held: list[dict[str, Any]] = []
     first, failed = True, False
-    async with aclosing(events):
-        async for event in events:
-            if event == DONE:
-                break
-            chunk = _payload(event)
-            if chunk is None:
-                yield Event(event)
-                continue
-            if "error" in chunk:
-                if (cause := failure()) is not None:
-                    yield _failed(of_error(cause))
-                    return
-                failed = True
-                yield _failed(_problem(chunk["error"]))
-                continue
-            touched = first
-            if first:
-                chunk["steering"] = dict(opening)
-                first = False
-            if _finishes(chunk):
-                held.append(chunk)
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if event == DONE:
+                    break
+                chunk = _payload(event)
+                if chunk is None:
+                    yield Event(event)
+                    continue
+                if "error" in chunk:
+                    if (cause := failure()) is not None:
+                        yield _failed(of_error(cause))
+                        return
+                    failed = True
+                    yield _failed(_problem(chunk["error"]))
+                    continue
+                touched = first
+                if first:
+                    chunk["steering"] = dict(opening)
+                    first = False
+                if _finishes(chunk):
+                    held.append(chunk)
+                else:
+                    yield _event(chunk) if touched else Event(event, chunk)
             else:
-                yield _event(chunk) if touched else Event(event, chunk)
-        else:
-            return  # The source ended without [DONE]: neither do we say it.
+                return  # The source ended without [DONE]: neither do we say it.
+    except TrimtabError as e:
+        yield _failed(of_error(failure() or e))
+        return
     if not failed:
         try:
             totals = dict(closing())

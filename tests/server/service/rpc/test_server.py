@@ -18,10 +18,10 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from tests.bundles import random_bundle
-from tests.server.service.fakes import ScriptedEngine, ScriptedServing
+from tests.server.service.fakes import NoReplica, ScriptedEngine, ScriptedServing, gate
 from trimtab.server.errors import Unsupported
 from trimtab.server.service.app import build
-from trimtab.server.service.edge import Drain, digest
+from trimtab.server.service.gate import Drain
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.launch import _server
 from trimtab.server.service.metrics import Metrics
@@ -56,8 +56,7 @@ async def serving(
     *, key: str | None = None, tls: TLS | None = None, drain: Drain | None = None, engine: Any = None
 ) -> AsyncIterator[str]:
     """The address of a running gRPC server."""
-    hashed = None if key is None else digest(key)
-    rpc = RPC(generation(engine or ScriptedEngine()), NONE, NONE, key=hashed, drain=drain or Drain())
+    rpc = RPC(generation(engine or ScriptedEngine()), NONE, NONE, gate(key, drain))
     port = await rpc.start("127.0.0.1", 0, tls)
     try:
         yield f"127.0.0.1:{port}"
@@ -122,7 +121,7 @@ async def test_an_error_of_the_server_tells_nothing_of_its_insides() -> None:
 
 async def test_a_port_that_is_taken_is_refused() -> None:
     async with serving() as address:
-        rpc = RPC(generation(ScriptedEngine()), NONE, NONE, key=None, drain=Drain())
+        rpc = RPC(generation(ScriptedEngine()), NONE, NONE, gate())
         with pytest.raises(Unsupported, match="cannot listen"):
             await rpc.start("127.0.0.1", int(address.rpartition(":")[2]), None)
         await rpc.stop()
@@ -195,7 +194,7 @@ def listening() -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("mutual", [False, True])
 async def test_http_over_tls(files: Path, listening: socket.socket, mutual: bool) -> None:
-    app = build(generation(ScriptedEngine()), NONE, NONE, NONE, CollectorRegistry(), key=None, drain=Drain())
+    app = build(generation(ScriptedEngine()), NONE, NONE, NONE, CollectorRegistry(), cast(Any, NoReplica()), gate())
     server = _server(app, tls(files, mutual=mutual))
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
     url = f"https://127.0.0.1:{listening.getsockname()[1]}/livez"

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
@@ -9,32 +11,38 @@ from uuid import uuid4
 import grpc
 from grpc_status import rpc_status
 
-from trimtab.server.service.edge import DRAINING, Drain, key_problem
-from trimtab.server.service.problem import Problem, Refused, of_exception
+from trimtab.server.errors import TrimtabError
+from trimtab.server.keys.key import Caller
+from trimtab.server.service.gate import Gate, UnknownRoute
+from trimtab.server.service.problem import Problem, Refused, of_error, of_exception
 from trimtab.server.service.rpc.status import status_of
 
 __all__ = ["Calls", "Keys"]
 
 log = logging.getLogger("trimtab")
-_OPEN = "/grpc.health."
-"""Probes carry no key."""
+_METHOD = "GRPC"
+_entered: ContextVar[tuple[str, Caller]] = ContextVar("trimtab_rpc")
+"""The method of a call, and who calls."""
 
 
 class Keys(grpc.aio.ServerInterceptor):
-    """Refuses calls without the server's key, which is metadata: `authorization: Bearer …`."""
+    """Refuses calls without a key that opens the method; it is metadata: `authorization: Bearer …`."""
 
-    def __init__(self, key: bytes | None) -> None:
-        self._key = key
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], call: grpc.HandlerCallDetails
     ) -> Any:
         """The handler of a call, or one that refuses it."""
-        if call.method.startswith(_OPEN):
-            return await continuation(call)
-        metadata = dict(call.invocation_metadata or ())
-        problem = key_problem(self._key, str(metadata.get("authorization", "")))
-        return await continuation(call) if problem is None else _refusal(problem)
+        authorization = str(dict(call.invocation_metadata or ()).get("authorization", ""))
+        try:
+            _entered.set((call.method, self._gate.caller(_METHOD, call.method, authorization)))
+        except UnknownRoute:
+            return None  # grpc answers UNIMPLEMENTED.
+        except TrimtabError as e:
+            return _refusal(of_error(e))
+        return await continuation(call)
 
 
 def _refusal(problem: Problem) -> Any:
@@ -47,19 +55,20 @@ def _refusal(problem: Problem) -> Any:
 class Calls:
     """The calls of our own services."""
 
-    def __init__(self, drain: Drain) -> None:
-        self._drain = drain
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     def begun(self, context: Any, path: Callable[[str], str] = lambda field: field) -> "_Call":
         """A call under way; `path` tells where a field of the HTTP API is in its message."""
-        return _Call(self._drain, context, path)
+        return _Call(self._gate, context, path)
 
 
 class _Call:
     """As a context: the id that names the call in the engine. What is raised inside ends the call with a rich status."""
 
-    def __init__(self, drain: Drain, context: Any, path: Callable[[str], str]) -> None:
-        self._drain = drain
+    def __init__(self, gate: Gate, context: Any, path: Callable[[str], str]) -> None:
+        self._gate = gate
+        self._inside = ExitStack()
         self._context = context
         self._path = path
 
@@ -68,15 +77,16 @@ class _Call:
         self._id = uuid4().hex
         # At the end, and not before: a client may ask again by itself as long as nothing has come.
         self._context.set_trailing_metadata((("x-request-id", self._id),))
-        if self._drain.begun:
-            await self._abort(DRAINING)
-        self._drain.n_active += 1
+        try:
+            self._inside.enter_context(self._gate.inside(_METHOD, *_entered.get(), self._id))
+        except TrimtabError as e:
+            await self._abort(of_error(e))
         return self._id
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._drain.n_active -= 1
+        self._inside.close()
         if isinstance(error, Exception):
             problem = of_exception(error)
             if problem.code == "internal" and not isinstance(error, Refused):

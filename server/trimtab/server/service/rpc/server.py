@@ -8,7 +8,7 @@ from grpc_reflection.v1alpha import reflection
 
 from trimtab.server.errors import Unsupported
 from trimtab.server.service.body import MAX_BODY_BYTES
-from trimtab.server.service.edge import Drain
+from trimtab.server.service.gate import Gate
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.inspect import Inspector
 from trimtab.server.service.preflight import TLS
@@ -34,12 +34,10 @@ _SERVICES = (
 class RPC:
     """A gRPC server over a running engine."""
 
-    def __init__(
-        self, generation: Generation, shelf: Shelf, inspector: Inspector, *, key: bytes | None, drain: Drain
-    ) -> None:
-        self._server = grpc.aio.server(interceptors=(Keys(key),), options=_OPTIONS)
+    def __init__(self, generation: Generation, shelf: Shelf, inspector: Inspector, gate: Gate) -> None:
+        self._server = grpc.aio.server(interceptors=(Keys(gate),), options=_OPTIONS)
         self._health = health.aio.HealthServicer()
-        calls = Calls(drain)
+        calls = Calls(gate)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(generation, calls), self._server)
         steering_service_pb2_grpc.add_SteeringServiceServicer_to_server(
             SteeringCalls(generation, shelf, inspector, calls), self._server

@@ -6,13 +6,14 @@ RetryInfo     when asking again can help
 """
 
 from collections.abc import Callable
+from math import ceil
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2 as details
 from google.rpc.status_pb2 import Status
 
-from trimtab.server.service.problem import RETRY_AFTER_SECONDS, Problem
+from trimtab.server.service.problem import Problem
 
 __all__ = ["DOMAIN", "code_of", "status_of"]
 
@@ -23,6 +24,7 @@ _CODES = {
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     409: grpc.StatusCode.FAILED_PRECONDITION,
+    410: grpc.StatusCode.FAILED_PRECONDITION,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -50,6 +52,7 @@ def status_of(
         for field, message in violations:
             bad.field_violations.add(field=path(field), description=message)
         status.details.add().Pack(bad)
-    if problem.status == 503:
-        status.details.add().Pack(details.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS)))
+    if "retry-after" in problem.headers:
+        delay = Duration(seconds=ceil(problem.retry_after_seconds))
+        status.details.add().Pack(details.RetryInfo(retry_delay=delay))
     return status
