@@ -21,6 +21,8 @@ _ABOUT = {
     "bundle": "Show what a bundle holds.",
     "chat": "Chat with a served model, steered as you say, with the proof under each reply.",
     "compare": "One prompt with one seed under several steerings, side by side.",
+    "config": "Settings: what they are, and where each came from.",
+    "doctor": "What keeps a server from starting or steering here.",
     "keys": "API keys: make, rotate, revoke, list.",
     "kill": "The kill switch: all steering off, on every replica.",
     "model": "Fetch and check the model that Trimtab carries.",
