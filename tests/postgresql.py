@@ -10,16 +10,34 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-__all__ = ["cluster"]
+__all__ = ["Cluster", "cluster"]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A PostgreSQL server."""
+
+    url: str
+    _control: list[str | Path]
+    _start: list[str | Path]
+
+    def start(self) -> None:
+        """Starts it."""
+        _run([*self._control, *self._start])
+
+    def stop(self) -> None:
+        """Stops it as a crash would."""
+        _run([*self._control, "-m", "immediate", "stop"])
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[str]:
-    """The URL of a running, empty database."""
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """A running server with an empty database."""
     binaries = _binaries()
     data = folder / "data"
     folder.chmod(0o711)
@@ -47,13 +65,17 @@ def cluster(folder: Path) -> Iterator[str]:
         "--no-sync",
     ]
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-    control: list[str | Path] = [*user, binaries / "pg_ctl", "-D", data]
     _run([*user, *initdb])
-    _run([*control, "-w", "-o", options, "-l", data / "log", "start"])
+    made = Cluster(
+        f"postgresql://trimtab@127.0.0.1:{port}/postgres",
+        [*user, binaries / "pg_ctl", "-D", data],
+        ["-w", "-o", options, "-l", data / "log", "start"],
+    )
+    made.start()
     try:
-        yield f"postgresql://trimtab@127.0.0.1:{port}/postgres"
+        yield made
     finally:
-        _run([*control, "-m", "immediate", "stop"])
+        made.stop()
 
 
 def _run(command: list[str | Path]) -> None:

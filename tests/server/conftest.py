@@ -14,8 +14,8 @@ from trimtab.server.database.database import Database
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a PostgreSQL database; what a test leaves in it is dropped before the next."""
-    with cluster(tmp_path_factory.mktemp("postgresql")) as url:
-        yield url
+    with cluster(tmp_path_factory.mktemp("postgresql")) as running:
+        yield running.url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])

@@ -98,7 +98,10 @@ def serve(
         settings = load(
             {name: value for name, value in given.items() if value not in (None, [])}, config=config
         ).settings
+        from trimtab.server.operations import logs
         from trimtab.server.service.preflight import preflight
+
+        logs.configure(settings.log_format)
 
         with preflight(settings, say) as ready:
             from trimtab.server.service.launch import run

@@ -1,8 +1,10 @@
+import logging
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,6 +18,7 @@ from trimtab.server.keys.secret import Secret
 from trimtab.server.service import current
 from trimtab.server.service.edge import MAX_HEADER_BYTES, MAX_HEADERS, Edge
 from trimtab.server.service.gate import Drain, Gate
+from trimtab.server.service.metrics import Metrics
 
 SECRET = Secret("s" * 32)
 KEY = "0123456789abcdef"
@@ -28,7 +31,11 @@ def key(*scopes: Scope, **policy: Any) -> tuple[Key, str]:
 
 
 def client(
-    operator_key: str | None = None, drain: Drain | None = None, keys: Iterable[Key] = (), most: int = 100
+    operator_key: str | None = None,
+    drain: Drain | None = None,
+    keys: Iterable[Key] = (),
+    most: int = 100,
+    metrics: Metrics | None = None,
 ) -> TestClient:
     async def echo(request: Request) -> Response:
         return JSONResponse({"ours": request.state.request_id, "caller": current.caller.get().name})
@@ -40,7 +47,8 @@ def client(
     app.add_route("/v1/not/in/the/table", echo, methods=["GET", "POST"])
     guard = Guard(SECRET, operator_key=operator_key)
     guard.know(keys)
-    return TestClient(Edge(app, gate=Gate(guard, Limits(most), drain or Drain())))
+    gate = Gate(guard, Limits(most), drain or Drain())
+    return TestClient(Edge(app, gate=gate, metrics=metrics or Metrics(CollectorRegistry())))
 
 
 def filled(path: str) -> str:
@@ -144,3 +152,30 @@ def test_a_draining_server_takes_no_new_work_and_still_answers_probes() -> None:
     refused = client(drain=drain).post("/v1/completions")
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert client(drain=drain).get("/livez").status_code == 200
+
+
+def test_each_request_is_one_record_of_the_log_and_says_nothing_of_its_body(caplog: pytest.LogCaptureFixture) -> None:
+    made, text = key("infer")
+    with caplog.at_level("INFO", logger="trimtab"):
+        logging.getLogger("trimtab").propagate = True
+        headers = {"authorization": f"Bearer {text}"}
+        client(keys=[made]).post("/v1/completions?prompt=sesame", json={"prompt": "open sesame"}, headers=headers)
+        client(keys=[made]).get("/livez")
+    (record,) = [record.__dict__ for record in caplog.records]
+    assert (record["route"], record["status"], record["caller"]) == ("POST /v1/completions", 200, f"key:{made.id}")
+    assert len(record["request_id"]) == 32
+    assert "sesame" not in repr(record)
+    assert text not in repr(record)
+
+
+def test_metrics_have_a_bounded_number_of_routes_whatever_is_asked() -> None:
+    registry = CollectorRegistry()
+    http = client(metrics=Metrics(registry))
+    for i in range(20):
+        http.get(f"/nowhere/{i}")
+        http.get(f"/admin/v1/bundles/calm:v{i}")
+    count = registry.get_sample_value
+    assert count("trimtab_rejected_total", {"code": "not_found"}) == 20
+    labels = {"route": "/admin/v1/bundles/{reference}", "status": "2xx"}
+    assert count("trimtab_request_seconds_count", labels) == 20
+    assert count("trimtab_request_seconds_count", {"route": "none", "status": "4xx"}) == 20

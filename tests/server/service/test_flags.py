@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.server.errors import Unsupported
+from trimtab.server.operations.logs import ENGINE_FLAGS
 from trimtab.server.service.flags import parse
 
 
@@ -54,3 +55,8 @@ def test_all_refusals_come_at_once(model: Path) -> None:
 def test_what_vllm_does_not_take_is_refused_in_one_sentence(model: Path, flags: list[str]) -> None:
     with pytest.raises(Unsupported, match="engine flags: "):
         parse(flags, model=model, served="m")
+
+
+def test_the_engine_writes_json_where_the_server_does(model: Path) -> None:
+    args, _ = parse(ENGINE_FLAGS, model=model, served="m")
+    assert args.logging_config.formatter == "json"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from trimtab.server.keys.key import Scope
 
-__all__ = ["OPEN", "ROUTES", "is_generation", "methods_of", "scopes_for"]
+__all__ = ["OPEN", "ROUTES", "is_generation", "methods_of", "route_of", "scopes_for"]
 
 OPEN: tuple[Scope, ...] = ()
 """No key is asked for."""
@@ -78,14 +78,20 @@ _GENERATION = frozenset(
 )
 
 _PATTERNS = tuple(
-    (method, re.compile(re.sub(r"\{\w+\}", r"[^/]+", re.escape(path).replace(r"\{", "{").replace(r"\}", "}"))), scopes)
-    for (method, path), scopes in ROUTES.items()
+    (method, re.compile("[^/]+".join(map(re.escape, re.split(r"\{\w+\}", route)))), route) for method, route in ROUTES
 )
 
 
 def is_generation(method: str, path: str) -> bool:
     """Whether a route runs the model: such requests are limited in number."""
     return method in ("POST", "GRPC") and path in _GENERATION
+
+
+def route_of(method: str, path: str) -> str | None:
+    """The route as the table spells it, `/admin/v1/keys/{id}/rotate`; None where there is none."""
+    if (method, path) in ROUTES:
+        return path
+    return next((route for m, pattern, route in _PATTERNS if m == method and pattern.fullmatch(path)), None)
 
 
 def methods_of(path: str) -> tuple[str, ...]:
@@ -95,7 +101,5 @@ def methods_of(path: str) -> tuple[str, ...]:
 
 def scopes_for(method: str, path: str) -> tuple[Scope, ...] | None:
     """The scopes of which a caller needs one; `OPEN`, or None where there is no such route for anybody."""
-    found = ROUTES.get((method, path))
-    if found is not None:
-        return found
-    return next((scopes for m, pattern, scopes in _PATTERNS if m == method and pattern.fullmatch(path)), None)
+    route = route_of(method, path)
+    return None if route is None else ROUTES[method, route]

@@ -46,7 +46,7 @@ def build(
 ) -> FastAPI:
     """The app over a running engine."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(Edge, gate=gate)
+    app.add_middleware(Edge, gate=gate, metrics=generation.metrics)
     _problems(app)
 
     add_openai_routes(app, generation, models, tokenization)
@@ -70,10 +70,17 @@ def build(
 
     app.add_route("/readyz", readyz, methods=["GET"])
 
-    async def metrics(_: Request) -> Response:
+    metrics = generation.metrics
+
+    async def show_metrics(_: Request) -> Response:
+        metrics.running.set(replica.limits.n_running)
+        metrics.killed.set(replica.catalogue.snapshot.switch.mode != "off")
+        metrics.database_silence.set(replica.follower.silence_seconds)
+        metrics.sequence.set(replica.catalogue.snapshot.sequence)
+        metrics.not_loaded.set(len(replica.not_loaded))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    app.add_route("/metrics", metrics, methods=["GET"])
+    app.add_route("/metrics", show_metrics, methods=["GET"])
     return app
 
 

@@ -1,29 +1,37 @@
 """The outermost layer of the HTTP app, around every route: bounded headers, request ids, and the gate."""
 
+import logging
 import re
+import time
+from typing import Any
 from uuid import uuid4
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.server.errors import TrimtabError
-from trimtab.server.keys.access import methods_of
+from trimtab.server.keys.access import methods_of, route_of
 from trimtab.server.service.gate import Gate, UnknownRoute
+from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.problem import Problem, of_error
 
 __all__ = ["MAX_HEADERS", "MAX_HEADER_BYTES", "Edge", "unknown_route"]
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 << 10
+_TOLD = {b"x-steering-status": "steering", b"x-steering-plan": "plan"}
+_QUIET = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
+log = logging.getLogger("trimtab")
 _ECHOED = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Edge:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Gate, metrics: Metrics) -> None:
         self._app = app
         self._gate = gate
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -33,35 +41,80 @@ class Edge:
         ours = uuid4().hex
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get(b"x-request-id", "")
-        state = scope.setdefault("state", {})
-        state["request_id"] = ours
+        scope.setdefault("state", {})["request_id"] = ours
         echoed = given if _ECHOED.fullmatch(given) else ours
-        started = False
+        served = _Served(scope["method"], scope["path"])
 
         async def named(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
+                served.began(message)
                 message["headers"] = [*message["headers"], (b"x-request-id", echoed.encode())]
             await send(message)
 
-        method, path = scope["method"], scope["path"]
+        try:
+            problem = await self._served(scope, receive, named, headers, served, ours)
+            if problem is not None:
+                self._metrics.rejected.labels(problem.code).inc()
+                await JSONResponse(problem.document, problem.status, dict(problem.headers))(scope, receive, named)
+        finally:
+            self._metrics.request_seconds.labels(served.route, f"{served.status // 100}xx").observe(served.seconds)
+            log.log(served.level, "request", extra=served.record | {"request_id": ours})
+
+    async def _served(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, str], served: "_Served", request_id: str
+    ) -> Problem | None:
+        """Why the request was turned away at the gate; None if it was let in, and served."""
         try:
             _bounded(scope)
-            caller = self._gate.caller(method, path, headers.get(b"authorization", ""))
-            state["caller"] = caller
-            with self._gate.inside(method, path, caller, ours):
-                await self._app(scope, receive, named)
-                return
+            caller = self._gate.caller(served.method, served.path, headers.get(b"authorization", ""))
+            served.caller = caller.name
+            scope["state"]["caller"] = caller
+            with self._gate.inside(served.method, served.path, caller, request_id):
+                await self._app(scope, receive, send)
         except UnknownRoute:
-            problem = unknown_route(method, path)
+            return unknown_route(served.method, served.path)
         except _TooLarge as e:
-            problem = Problem(431, "headers_too_large", str(e))
+            return Problem(431, "headers_too_large", str(e))
         except TrimtabError as e:
-            if started:
+            if served.status:
                 raise
-            problem = of_error(e)
-        await JSONResponse(problem.document, problem.status, dict(problem.headers))(scope, receive, named)
+            return of_error(e)
+        return None
+
+
+class _Served:
+    """What the log and the metrics say of one request."""
+
+    def __init__(self, method: str, path: str) -> None:
+        self.method = method
+        self.path = path
+        self.route = route_of(method, path) or "none"
+        self.caller: str | None = None
+        self.status = 0
+        self._steering: dict[bytes, bytes] = {}
+        self._start = time.perf_counter()
+
+    def began(self, message: Message) -> None:
+        """The reply's first message."""
+        self.status = message["status"]
+        self._steering = {name: value for name, value in message["headers"] if name in _TOLD}
+
+    @property
+    def seconds(self) -> float:
+        """Since the request came."""
+        return time.perf_counter() - self._start
+
+    @property
+    def level(self) -> int:
+        """Probes, and whoever reads metrics, come every few seconds."""
+        return logging.DEBUG if self.route in _QUIET and self.status < 400 else logging.INFO
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields of the log record."""
+        told = {name: self._steering[key].decode() for key, name in _TOLD.items() if key in self._steering}
+        route = f"{self.method} {self.route}"
+        return {"route": route, "status": self.status, "seconds": round(self.seconds, 4), "caller": self.caller, **told}
 
 
 class _TooLarge(Exception):

@@ -29,6 +29,7 @@ from vllm.tool_parsers import ToolParserManager
 from trimtab.server.engine import pin
 from trimtab.server.engine.handshake import prove
 from trimtab.server.errors import Unsupported
+from trimtab.server.operations.logs import ENGINE_FLAGS
 from trimtab.server.service import current, flags
 from trimtab.server.service.app import build
 from trimtab.server.service.gate import Drain, Gate
@@ -57,7 +58,8 @@ def run(ready: Preflight) -> int:
     """
     settings = ready.settings
     pin.check()
-    args, chosen = flags.parse(settings.engine_flags, model=ready.folder, served=settings.served_name)
+    engine_flags = (*(ENGINE_FLAGS if settings.log_format == "json" else ()), *settings.engine_flags)
+    args, chosen = flags.parse(engine_flags, model=ready.folder, served=settings.served_name)
     if chosen:
         ready.say(f"on this CPU: {', '.join(chosen)}")
     _load_parsers(args)
