@@ -34,7 +34,7 @@ _EXTRA = {"trimtab.attribution": "trimtab[attribution]", "trimtab.server": "trim
 # fmt: off
 _HEAVY = frozenset({
     "accelerate", "alembic", "fastapi", "gguf", "limits", "numpy", "platformdirs", "prometheus_client", "pydantic_settings",
-    "safetensors", "sqlalchemy", "torch", "transformers", "uvicorn", "vllm",
+    "safetensors", "pythonjsonlogger", "sqlalchemy", "torch", "transformers", "uvicorn", "vllm",
 })
 # fmt: on
 """What the extras bring; the base install has none of it."""

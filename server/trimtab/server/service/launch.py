@@ -15,9 +15,9 @@ from typing import Any
 
 import uvicorn
 import uvloop
-from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
+from starlette.types import ASGIApp
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
@@ -29,6 +29,7 @@ from vllm.tool_parsers import ToolParserManager
 from trimtab.server.engine import pin
 from trimtab.server.engine.handshake import prove
 from trimtab.server.errors import Unsupported
+from trimtab.server.operations import tracing
 from trimtab.server.operations.logs import ENGINE_FLAGS
 from trimtab.server.service import current, flags
 from trimtab.server.service.app import build
@@ -159,7 +160,10 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
         app = build(generation, shelf, models, tokenization, REGISTRY, replica, gate)
         inspector = Inspector(generation, tokenization)
         rpc = None if settings.grpc_port is None else RPC(generation, shelf, inspector, gate)
-        server = _server(app, ready.tls)
+        spans = None if settings.otlp_endpoint is None else tracing.provider(settings.otlp_endpoint)
+        if spans is not None:
+            stack.callback(spans.shutdown)
+        server = _server(app if spans is None else tracing.traced(app, spans), ready.tls)
         n_layers = len({layer for report in reports for layer in report["layers"]})
         ready.say(
             f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(sorted(shelf)) or 'none'}"
@@ -189,7 +193,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: FastAPI, tls: TLS | None) -> _Server:
+def _server(app: ASGIApp, tls: TLS | None) -> _Server:
     config = uvicorn.Config(
         app,
         lifespan="off",
