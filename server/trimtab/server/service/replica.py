@@ -110,7 +110,8 @@ class Replica:
         for name in [name for name in self._shelf if ":" in name and name not in wanted]:
             self._shelf.withdraw(name)
             self.not_loaded.pop(name, None)
-        ended = self.flights.end(lambda flight: _revoked(flight, snapshot) or _killed(snapshot.switch, before.switch))
+        killed = _killed(snapshot.switch, before.switch)
+        ended = self.flights.end(lambda flight: _revoked(flight, snapshot) or (killed if flight.bundles else None))
         if snapshot.switch != before.switch and (snapshot.switch.mode, before.switch) != ("off", OFF):
             log.warning(
                 "kill switch: %s (%s, by %s)", snapshot.switch.mode, snapshot.switch.reason, snapshot.switch.actor
