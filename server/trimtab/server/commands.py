@@ -42,6 +42,12 @@ def serve(
         bool | None,
         typer.Option(help="Callers may load, replace and remove bundles of this one server, past the registry."),
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="The operator's own key, which may do everything; better in TRIMTAB_API_KEY, which nobody sees."
+        ),
+    ] = None,
     database: Annotated[
         str | None, typer.Option(help="sqlite:///FILE, or postgresql://… for several replicas; the user's own file.")
     ] = None,
@@ -86,6 +92,7 @@ def serve(
         "served_model_name": served_model_name,
         "on_failure": on_failure,
         "allow_bundle_upload": allow_bundle_upload,
+        "api_key": api_key,
         "database": database,
         "signatures": signatures,
         "trusted_keys": trusted_key,
