@@ -20,7 +20,7 @@ import pytest
 
 from tests.bundles import random_bundle
 from tests.conftest import STOP_SECONDS, TRIMTAB, address, descendants
-from tests.e2e.test_operations import until
+from tests.e2e.test_operations import comm, until
 from tests.postgresql import Cluster, cluster
 from trimtab.attribution.bundle import ModelIdentity
 
@@ -164,7 +164,7 @@ def validate(replica: Replica, reference: str) -> int:
 def test_the_kill_switch_at_a_terminal_reaches_both_within_a_second_even_one_whose_engine_hangs(
     fleet: list[Replica], calm: str, environment: dict[str, str], record_property: Callable[[str, Any], None]
 ) -> None:
-    hung = [pid for pid in descendants(fleet[1].process.pid) if "EngineCore" in Path(f"/proc/{pid}/comm").read_text()]
+    hung = [pid for pid in descendants(fleet[1].process.pid) if "EngineCore" in comm(pid)]
     assert hung
     with fleet[0].stream({"bundle": calm}) as first, fleet[1].stream({"bundle": calm}) as second:
         for pid in hung:

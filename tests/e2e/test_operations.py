@@ -29,7 +29,7 @@ MODEL = "smollm2-135m-instruct"
 ME = "cli:test"
 WITHIN = 1.0
 """Seconds within which every replica goes by a change."""
-LONG = {"model": MODEL, "prompt": "The sea is", "max_tokens": 400, "ignore_eos": True, "stream": True}
+LONG = {"model": MODEL, "prompt": "The sea is", "max_tokens": 200, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture(scope="module")

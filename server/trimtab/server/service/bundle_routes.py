@@ -79,7 +79,7 @@ def summary_of(shelf: Shelf, name: str) -> dict[str, Any]:
     bundle = shelf.find(name)
     header = bundle.header
     return {
-        "name": header.name,
+        "name": name,
         "content_hash": bundle.content_hash,
         "behaviour": header.behaviour,
         "model": header.model.id,

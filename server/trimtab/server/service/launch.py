@@ -35,6 +35,7 @@ from trimtab.server.service import current, flags
 from trimtab.server.service.app import build
 from trimtab.server.service.gate import Drain, Gate
 from trimtab.server.service.generation import Generation
+from trimtab.server.service.head import BoundedHead
 from trimtab.server.service.inspect import Inspector
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.preflight import TLS, Preflight
@@ -196,6 +197,7 @@ class _Server(uvicorn.Server):
 def _server(app: ASGIApp, tls: TLS | None) -> _Server:
     config = uvicorn.Config(
         app,
+        http=BoundedHead,
         lifespan="off",
         log_level="warning",
         access_log=False,
