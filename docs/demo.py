@@ -32,6 +32,7 @@ MODEL = "smollm2-135m-instruct"
 OUT = Path("build/demo")
 BUNDLE = OUT / "pretends-human.safetensors"
 ATTRIBUTE = ["trimtab", "attribute", "--out", str(BUNDLE)]
+DATABASE = f"sqlite:///{OUT / 'trimtab.db'}"
 ENGINE_FLAGS = ["--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "8", "--enforce-eager"]
 READY_SECONDS = 300
 
@@ -105,7 +106,8 @@ def _server() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    serve = ["serve", MODEL, "--bundle", str(BUNDLE), "--port", str(port), "--", *ENGINE_FLAGS]
+    serve = ["serve", MODEL, "--bundle", str(BUNDLE), "--port", str(port), "--database", DATABASE]
+    serve += ["--", *ENGINE_FLAGS]
     log = OUT / "server.log"
     with log.open("w") as out:
         process = subprocess.Popen([Path(sys.executable).parent / "trimtab", *serve], stdout=out, stderr=out)
