@@ -179,3 +179,24 @@ def test_metrics_have_a_bounded_number_of_routes_whatever_is_asked() -> None:
     labels = {"route": "/admin/v1/bundles/{reference}", "status": "2xx"}
     assert count("trimtab_request_seconds_count", labels) == 20
     assert count("trimtab_request_seconds_count", {"route": "none", "status": "4xx"}) == 20
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1:8000", 200),
+        ("http://[::1]:8000", 200),
+        ("https://example.org", 403),
+        ("http://localhost.example.org", 403),
+        ("null", 403),
+        ("http://[", 403),
+    ],
+)
+def test_a_web_page_of_elsewhere_does_not_administer_a_server_without_keys(origin: str | None, status: int) -> None:
+    headers = {} if origin is None else {"origin": origin}
+    assert client().post("/admin/v1/bundles/calm:v1/promote", headers=headers).status_code == status
+    with_key = headers | {"authorization": f"Bearer {KEY}"}
+    assert client(KEY).post("/admin/v1/bundles/calm:v1/promote", headers=with_key).status_code == 200
+    assert client().get("/livez", headers=headers).status_code == 200

@@ -9,8 +9,9 @@ from uuid import uuid4
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimtab.server.errors import TrimtabError
+from trimtab.server.errors import Forbidden, TrimtabError
 from trimtab.server.keys.access import methods_of, route_of
+from trimtab.server.keys.key import ANONYMOUS, Caller
 from trimtab.server.service.gate import Gate, UnknownRoute
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.problem import Problem, of_error
@@ -22,6 +23,7 @@ MAX_HEADER_BYTES = 32 << 10
 _TOLD = {b"x-steering-status": "steering", b"x-steering-plan": "plan"}
 _QUIET = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 log = logging.getLogger("trimtab")
+_LOOPBACK = re.compile(r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?")
 _ECHOED = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -68,6 +70,7 @@ class Edge:
             _bounded(scope)
             caller = self._gate.caller(served.method, served.path, headers.get(b"authorization", ""))
             served.caller = caller.name
+            _from_here(caller, headers.get(b"origin"))
             scope["state"]["caller"] = caller
             with self._gate.inside(served.method, served.path, caller, request_id):
                 await self._app(scope, receive, send)
@@ -119,6 +122,18 @@ class _Served:
 
 class _TooLarge(Exception):
     pass
+
+
+def _from_here(caller: Caller, origin: str | None) -> None:
+    """Nothing, unless a web page of elsewhere asks in the name of whoever looks at it, at a server that asks for no key.
+
+    Raises:
+        Forbidden: it does.
+    """
+    if origin is None or caller.name != ANONYMOUS.name or not caller.scopes:
+        return
+    if not _LOOPBACK.fullmatch(origin):
+        raise Forbidden(f"a page of {origin[:80]} may not call a server without keys; `trimtab keys create` makes one")
 
 
 def _bounded(scope: Scope) -> None:

@@ -198,6 +198,7 @@ def _server(app: ASGIApp, tls: TLS | None) -> _Server:
     config = uvicorn.Config(
         app,
         http=BoundedHead,
+        ws="none",
         lifespan="off",
         log_level="warning",
         access_log=False,
