@@ -154,7 +154,7 @@ def test_a_model_may_name_its_width_and_depth_otherwise(folder: Path, width: str
     """A folder of GPT-2, GPT-J, Bloom or DBRX was refused as no decoder."""
     config = {"architectures": ["GPT2LMHeadModel"], width: 4, depth: 3}
     (folder / "config.json").write_text(json.dumps(config))
-    with preflight(settings(folder)) as ready:
+    with preflight(settings(folder), lambda _: None) as ready:
         assert (ready.identity.d_model, ready.identity.n_layers) == (4, 3)
 
 
