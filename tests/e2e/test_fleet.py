@@ -19,9 +19,10 @@ import httpx
 import pytest
 
 from tests.bundles import random_bundle
-from tests.conftest import STOP_SECONDS, TRIMTAB, address, descendants
+from tests.conftest import STOP_SECONDS, TRIMTAB, address
 from tests.e2e.test_operations import comm, until
 from tests.postgresql import Cluster, cluster
+from tests.processes import descendants
 from trimtab.attribution.bundle import ModelIdentity
 
 pytestmark = pytest.mark.slow

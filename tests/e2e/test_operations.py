@@ -16,8 +16,9 @@ import httpx
 import pytest
 
 from tests.bundles import random_bundle
-from tests.conftest import Server, descendants
+from tests.conftest import Server
 from tests.e2e.test_generation import metric, wait_for
+from tests.processes import descendants
 from trimtab.attribution.bundle import ModelIdentity
 from trimtab.server.database.audit import verify
 from trimtab.server.database.database import Database

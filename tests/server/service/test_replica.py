@@ -9,11 +9,13 @@ from typing import Any, cast
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
+from starlette.routing import Route
 
 from tests.bundles import random_bundle
 from tests.server.service.fakes import N_PROMPT, WORDS, ScriptedEngine, ScriptedServing
 from trimtab.attribution.bundle import Bundle
 from trimtab.server.database.database import Database
+from trimtab.server.keys.access import ROUTES
 from trimtab.server.keys.secret import Secret
 from trimtab.server.service import current
 from trimtab.server.service.app import build
@@ -65,8 +67,8 @@ class Service:
             flights=self.replica.flights,
         )
         none = cast(Any, None)
-        app = build(self.generation, none, none, none, self.registry, self.replica, self.gate)
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
+        self.app = build(self.generation, none, none, none, self.registry, self.replica, self.gate)
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app), base_url="http://test")
 
     async def publish(self, bundle: Bundle) -> str:
         """A new version, active and the default."""
@@ -272,3 +274,24 @@ async def test_a_bound_key_cannot_leave_a_default_out(service: Service) -> None:
         refused = await service.ask(steering)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
     assert (await service.ask()).json()["steering"]["status"] == "applied"
+
+
+async def test_the_table_of_routes_has_every_route_of_the_app_and_no_other(service: Service) -> None:
+    served = {
+        (method, route.path)
+        for route in service.app.routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert served == {route for route in ROUTES if route[0] != "GRPC"}
+
+
+async def test_the_table_of_routes_has_every_method_of_our_services_and_no_other() -> None:
+    from trimtab.v1 import inference_pb2, steering_service_pb2
+
+    services = (
+        inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+        steering_service_pb2.DESCRIPTOR.services_by_name["SteeringService"],
+    )
+    ours = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
+    assert ours == {path for method, path in ROUTES if method == "GRPC" and path.startswith("/trimtab.")}

@@ -30,6 +30,7 @@ ROUTES: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("POST", "/v1/steering/inspect"): _INFER,
     ("GET", "/v1/models"): _READ,
     ("GET", "/v1/steering/schema"): _READ,
+    ("GET", "/v1/steering/workers"): ("observe", "admin"),
     ("POST", "/v1/steering/validate"): _READ,
     ("GET", "/v1/steering/bundles"): _READ,
     ("GET", "/v1/steering/bundles/{name}"): _READ,

@@ -56,6 +56,8 @@ class Flight:
         finally:
             self._waiting = None
         if self.error is not None:
+            if task is not None:
+                task.uncancel()  # Ours was answered with a result.
             raise self.error
         return found
 
@@ -72,6 +74,8 @@ class Flight:
                 try:
                     event = await self.whole(anext(events))
                 except StopAsyncIteration:
+                    if self.error is not None:
+                        raise self.error from None
                     return
                 yield event
 
