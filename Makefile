@@ -103,5 +103,9 @@ serve: $(READY) ## serve the embedded model; BUNDLE=FILE adds a bundle
 bench: $(READY) ## what steering costs, beside plain vLLM, vllm-lens and a transformers loop; half an hour, resumable (ARGS=--quick: minutes)
 	$(BIN)/python -m tests.bench $(ARGS)
 
+bench-attribution: $(READY) ## what attribution costs, beside the naive sum and a plain forward; writes docs/benchmarks-attribution.md
+	$(BIN)/python -m tests.bench.attribution
+.PHONY: bench-attribution
+
 sae: $(READY) ## train the shipped SAE again; resumable, hours on two cores
 	$(BIN)/python -m trimtab.attribution.training
