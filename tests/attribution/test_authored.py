@@ -57,6 +57,14 @@ def test_the_rows_are_those_of_the_plan_that_recommends_them(
     theirs = sum((delta(h, served(bundle, row)) for row in plan.rows), torch.zeros_like(h))
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     assert {(row.layer, row.window) for row in plan.rows} == {(1, Window.of(Scope(tokens="completion")))}
+    assert not any(row.exclude_special for row in plan.rows)
+
+
+def test_special_tokens_that_were_left_out_of_the_scores_are_left_alone_by_the_server(sae: SAE, stats: Stats) -> None:
+    edit = Authored.of("ablate", None, "raw", "all", exclude_special=True)
+    bundle = rows_of(header(edit, stats, [3]), sae, stats, [3], torch.ones(D))
+    plan = compile_plan(parse_steering({"bundle": "tiny"}), {"tiny": bundle})
+    assert [row.exclude_special for row in plan.rows] == [True]
 
 
 def header(edit: Authored, stats: Stats, latents: list[int]) -> Any:

@@ -70,6 +70,20 @@ def test_the_effect_of_an_edit_is_that_of_a_hook_in_the_whole_model(
     assert effect.max_relative_norm > 0.05
 
 
+def test_tokens_left_alone_are_not_edited(model: SplitModel, completions: list[Completion]) -> None:
+    """With every token of a completion left alone nothing is edited; without the last prompt token, something else than all."""
+    d = torch.nn.functional.normalize(torch.ones(1, model.identity.d_model), dim=1)
+    rows = Rows(torch.tensor([20.0]), torch.zeros(1), d, torch.zeros(1), torch.zeros(1), d)
+    pair = (completions[0], completions[1])
+
+    def effect(left_alone: frozenset[int]) -> float:
+        return Margins(model, [pair], ["a"], "completion", left_alone).effect(rows).positive
+
+    assert effect(frozenset(pair[0].ids)) == 0.0
+    last = pair[0].ids[pair[0].n_prompt - 1]
+    assert abs(effect(frozenset([last])) - effect(frozenset())) > 1e-3
+
+
 def test_an_edit_that_never_fires_changes_nothing_at_all(model: SplitModel, completions: list[Completion]) -> None:
     d = torch.ones(1, model.identity.d_model)
     silent = Rows(torch.zeros(1), torch.tensor([-1.0]), d, torch.zeros(1), torch.tensor([1e9]), d)

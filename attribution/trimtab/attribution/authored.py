@@ -33,9 +33,18 @@ class Authored:
     amount: float | None
     unit: Literal["raw", "max_act"]
     scope: Scope
+    exclude_special: bool = False
+    """Whether it leaves the tokenizer's special tokens alone."""
 
     @classmethod
-    def of(cls, operation: Operation, amount: float | None, unit: Literal["raw", "max_act"], scope: Scope) -> Authored:
+    def of(
+        cls,
+        operation: Operation,
+        amount: float | None,
+        unit: Literal["raw", "max_act"],
+        scope: Scope,
+        exclude_special: bool = False,
+    ) -> Authored:
         """The edit with its default amount where it has one.
 
         Raises:
@@ -49,12 +58,17 @@ class Authored:
             raise SettingsError(f"operation {operation} takes no amount; leave --amount out, or use scale or clamp")
         if unit != "raw" and operation not in ("add", "clamp"):
             raise SettingsError(f"operation {operation} has no unit; leave --unit out")
-        return cls(operation, amount, unit, scope)
+        return cls(operation, amount, unit, scope, exclude_special)
 
     def recommended(self, latent: int) -> RecommendedEdit:
         """The edit as a bundle records it."""
         return RecommendedEdit(
-            latent=latent, operation=self.operation, amount=self.amount, unit=self.unit, scope=self.scope
+            latent=latent,
+            operation=self.operation,
+            amount=self.amount,
+            unit=self.unit,
+            scope=self.scope,
+            exclude_special=self.exclude_special,
         )
 
     def amounts(self, stats: Stats) -> Tensor:

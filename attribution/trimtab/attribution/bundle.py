@@ -130,6 +130,8 @@ class RecommendedEdit(_Record):
     """`add`: amount; `clamp`: target; `scale`: factor; `ablate` and `project` have none."""
     unit: Literal["raw", "max_act", "resid_norm"] = "raw"
     scope: Literal["prompt", "completion", "all"] = "all"
+    exclude_special: bool = False
+    """Leave alone the positions whose token is one of the tokenizer's special ones."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -74,6 +74,9 @@ def attribute(
     scope: Annotated[
         Literal["completion", "all"], typer.Option(help="Tokens that are scored and edited.")
     ] = "completion",
+    exclude_special: Annotated[
+        bool, typer.Option("--exclude-special", help="Leave the tokenizer's special tokens alone.")
+    ] = False,
     gradient: Annotated[
         Literal["plain", "relp", "integrated"],
         typer.Option(
@@ -113,6 +116,7 @@ def attribute(
         chosen = {"operation": operation, "unit": unit, "scope": scope, "gradient": gradient}
         for option, value in {**given, **chosen}.items():
             command += [] if value is None else [f"--{option}", str(value)]
+        command += ["--exclude-special"] if exclude_special else []
         command += [word for source in sae or () for word in ("--sae", source)]
         work = out.with_name(out.name + ".run")
         settings = Settings(
@@ -125,6 +129,7 @@ def attribute(
             amount=amount,
             unit=unit,
             scope=scope,
+            exclude_special=exclude_special,
             gradient=gradient,
             diff_model=diff_model,
             top=top,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from trimtab.attribution.pairs import Completion
 
-__all__ = ["Prefix", "SplitModel", "compute_device", "identify", "load_tokenizer", "pad"]
+__all__ = ["Prefix", "SplitModel", "compute_device", "identify", "load_tokenizer", "pad", "special_tokens"]
 
 
 class SplitModel:
@@ -87,7 +87,11 @@ class SplitModel:
         identity, folder = identify(model)
         device = compute_device()
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        place: dict[str, Any] = {"tp_plan": "auto"} if tensor_parallel else {"device_map": device}
+        place: dict[str, Any] = {"device_map": device}
+        if tensor_parallel:
+            from transformers.distributed.configuration_utils import DistributedConfig
+
+            place = {"distributed_config": DistributedConfig(tp_plan="auto")}
         try:
             with no_progress_bars():
                 loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **place)
@@ -210,6 +214,12 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(model_folder(resolve(model))))
+
+
+def special_tokens(tokenizer: Any) -> frozenset[int]:
+    """The ids that the server takes for special: those the tokenizer names, and added tokens marked so."""
+    added = tokenizer.added_tokens_decoder
+    return frozenset([*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)])
 
 
 def pad(completions: Sequence[Completion]) -> Tensor:

@@ -31,7 +31,7 @@ from trimtab.attribution.errors import FidelityError, GradientError, SAEError, S
 from trimtab.attribution.fidelity import MIN_PEARSON
 from trimtab.attribution.gradients import BATCH_TOKENS, SINK_NORM, STEPS, Gradient, Scope, Tracing
 from trimtab.attribution.interventions import Measured, intervene, n_interventions
-from trimtab.attribution.model import SplitModel, identify, load_tokenizer
+from trimtab.attribution.model import SplitModel, identify, load_tokenizer, special_tokens
 from trimtab.attribution.pairs import Completion, Pair, load_pairs, split, tokenise
 from trimtab.attribution.passes import Passes, digest_of
 from trimtab.attribution.processes import Processes
@@ -62,6 +62,8 @@ class Settings:
     """`add`: amount; `clamp`: target; `scale`: factor; none for ablate and project."""
     unit: Literal["raw", "max_act"] = "raw"
     scope: Scope = "completion"
+    exclude_special: bool = False
+    """Leave the tokenizer's special tokens alone, in scores, interventions and the recommended edits."""
     gradient: Gradient = "plain"
     diff_model: str | None = None
     """The model that `model` was fine-tuned from, to score by model diffing too."""
@@ -120,7 +122,7 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
             says what to do.
     """
     started, processes = time.monotonic(), processes or Processes()
-    edit = Authored.of(settings.operation, settings.amount, settings.unit, settings.scope)
+    edit = Authored.of(settings.operation, settings.amount, settings.unit, settings.scope, settings.exclude_special)
     _check_name(settings.name)
     data = _Data(settings)
     identity, _ = identify(settings.model)
@@ -138,6 +140,7 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
         resid_norm={sae.layer: stats.resid_norm for sae, stats in sites},
         gradient=settings.gradient,
         mean_D=sites[0][1].mean_D,
+        left_alone=special_tokens(data.tokenizer) if settings.exclude_special else frozenset(),
     )
     with ExitStack() as stack:
         work = settings.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-")))
@@ -169,7 +172,8 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
                     here, other, data.train_tokens, ranking.sae, settings.scope, stats.resid_norm
                 )
             pairs = list(zip(data.held_out_tokens[0::2], data.held_out_tokens[1::2], strict=True))
-            margins = Margins(here, pairs, [pair.prompt_key for pair in data.held_out], settings.scope)
+            prompts = [pair.prompt_key for pair in data.held_out]
+            margins = Margins(here, pairs, prompts, settings.scope, tracing.left_alone)
             measured = intervene(
                 margins,
                 ranking,
@@ -196,7 +200,8 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
         "gradient": settings.gradient
         if settings.gradient != "integrated"
         else f"integrated, {STEPS} steps to the mean",
-        "masked": f"position 0 and tokens with ‖h‖ > {SINK_NORM:g} × the median",
+        "masked": f"position 0 and tokens with ‖h‖ > {SINK_NORM:g} × the median"
+        + (", special tokens" if settings.exclude_special else ""),
         "dtype": str(model.dtype).removeprefix("torch."),
         "processes": processes.size,
         "seconds": round(time.monotonic() - started, 1),

@@ -95,14 +95,20 @@ class Margins:
     """Held-out pairs with their residual stream cached at the hook point."""
 
     def __init__(
-        self, model: SplitModel, pairs: Sequence[tuple[Completion, Completion]], prompts: Sequence[str], scope: Scope
+        self,
+        model: SplitModel,
+        pairs: Sequence[tuple[Completion, Completion]],
+        prompts: Sequence[str],
+        scope: Scope,
+        left_alone: frozenset[int] = frozenset(),
     ) -> None:
+        """`left_alone` are token ids whose positions no edit touches."""
         self._model, self._prompts = model, list(prompts)
         self._completions = [c for pair in pairs for c in pair]
         by_prompt: dict[tuple[int, ...], list[int]] = {}
         for i, completion in enumerate(self._completions):
             by_prompt.setdefault(completion.ids[: completion.n_prompt], []).append(i)
-        self._groups = [self._group(indices, scope) for indices in by_prompt.values()]
+        self._groups = [self._group(indices, scope, left_alone) for indices in by_prompt.values()]
         self._loss_2P = torch.zeros(len(self._completions), dtype=torch.float64)
         for group in self._groups:
             streams = {(0, i): h_TD for i, h_TD in zip(group.indices, group.h, strict=True)}
@@ -117,8 +123,9 @@ class Margins:
         loss_E2P, norm_E = self._loss_2P.repeat(len(edits), 1), [0.0] * len(edits)
         for group in self._groups:
             streams: dict[tuple[int, int], Tensor] = {}
-            for (i, h_TD), (e, rows) in product(zip(group.indices, group.h, strict=True), enumerate(edits)):
-                delta_ND = delta(h_TD[group.first :], rows)
+            completions = zip(group.indices, group.h, group.edited, strict=True)
+            for (i, h_TD, edited_N), (e, rows) in product(completions, enumerate(edits)):
+                delta_ND = delta(h_TD[group.first :], rows) * edited_N[:, None]
                 if not bool(delta_ND.any()):
                     continue  # No edited latent fires: the loss cannot change.
                 streams[e, i] = torch.cat([h_TD[: group.first], h_TD[group.first :] + delta_ND]).to(h_TD.dtype)
@@ -142,14 +149,16 @@ class Margins:
             for e in range(len(edits))
         ]
 
-    def _group(self, indices: list[int], scope: Scope) -> _Group:
+    def _group(self, indices: list[int], scope: Scope, left_alone: frozenset[int]) -> _Group:
         """Completions of one prompt; of the tokens that the scope leaves alone only keys and values are kept."""
         h_BTD = self._model.lower(pad([self._completions[i] for i in indices]))
         first = positions(self._completions[indices[0]], scope).start
         prefix = self._model.prefix(h_BTD[0, :first])
         start = 0 if prefix is None else first
         h = [h_TD[start : len(self._completions[i].ids)] for i, h_TD in zip(indices, h_BTD, strict=True)]
-        return _Group(indices, prefix, h, first - start)
+        ids = [self._completions[i].ids[first:] for i in indices]
+        edited = [torch.tensor([token not in left_alone for token in part], device=h_BTD.device) for part in ids]
+        return _Group(indices, prefix, h, first - start, edited)
 
     @torch.no_grad()
     def _recompute(self, loss_E2P: Tensor, group: _Group, streams: dict[tuple[int, int], Tensor]) -> None:
@@ -170,3 +179,5 @@ class _Group(NamedTuple):
     """[T, D] of each completion at the hook point, unedited, from the end of the prefix on."""
     first: int
     """The first row of `h` that the scope edits."""
+    edited: list[Tensor]
+    """[T − first] of each completion: whether an edit touches the token."""

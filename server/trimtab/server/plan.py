@@ -289,10 +289,11 @@ def _recommended(name: str, bundles: Mapping[str, Bundle]) -> tuple[Edit, ...]:
     value_field = {"add": "amount", "clamp": "target", "scale": "factor"}
 
     def edit(recommended: RecommendedEdit) -> Edit:
-        fields = recommended.model_dump(exclude={"amount", "scope"}, exclude_none=True)
+        fields = recommended.model_dump(exclude={"amount", "scope", "exclude_special"}, exclude_none=True)
         if recommended.amount is not None:
             fields[value_field[recommended.operation]] = recommended.amount
-        return Edit(bundle=name, scope=Scope(tokens=recommended.scope), **fields)
+        scope = Scope(tokens=recommended.scope, exclude_special=recommended.exclude_special)
+        return Edit(bundle=name, scope=scope, **fields)
 
     return tuple(edit(recommended) for recommended in _find(name, bundles, "steering.bundle").header.edits)
 
