@@ -23,20 +23,22 @@ from safetensors.torch import load_file, save_file
 from tests.attribution.tiny import llama
 from trimtab.attribution.bundle import Bundle
 from trimtab.attribution.errors import FidelityError, GradientError, SettingsError, StorageError
+from trimtab.attribution.matrix import Stored
 from trimtab.attribution.model import SplitModel
 from trimtab.attribution.run import Result, Settings, attribute
+from trimtab.attribution.sae import SAE
 
 N_PROMPTS = 16
 BIN = Path(sys.executable).parent
 PROVENANCE_OF_ITS_OWN = ("command", "seconds", "processes")
 
 
-def sae(folder: Path, layer: int, seed: int, *, n_latents: int = 96) -> Path:
-    """Random unit directions, read at half a standard deviation, in SAELens' layout."""
+def sae(folder: Path, layer: int, seed: int, *, n_latents: int = 96, theta: float = 0.5) -> Path:
+    """Random unit directions in SAELens' layout."""
     folder.mkdir()
     d = torch.nn.functional.normalize(torch.randn(n_latents, 32, generator=torch.Generator().manual_seed(seed)), dim=1)
     tensors = {"W_enc": d.T.contiguous(), "W_dec": d, "b_enc": torch.zeros(n_latents), "b_dec": torch.zeros(32)}
-    save_file({**tensors, "threshold": torch.full((n_latents,), 0.5)}, folder / "sae_weights.safetensors")
+    save_file({**tensors, "threshold": torch.full((n_latents,), theta)}, folder / "sae_weights.safetensors")
     hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
     (folder / "cfg.json").write_text(json.dumps({"architecture": "jumprelu", "metadata": hook}))
     return folder
@@ -201,6 +203,21 @@ def test_a_wide_sae_is_scored_whole_and_encoded_in_part(room: Path, monkeypatch:
     provenance = narrow.bundle.header.provenance
     assert (provenance["scored_latents"], provenance["encoded_latents"]) == (96, len(held))
     assert narrow.bundle.header.sae.d_sae == 96
+
+
+@pytest.mark.slow
+def test_two_million_latents_are_scored_from_disk(room: Path, tmp_path: Path) -> None:
+    """The projection of each meets the leaders' own score; neither matrix is read into memory whole."""
+    n_latents = 1 << 21
+    source = sae(tmp_path / "wide", 1, 3, n_latents=n_latents, theta=4.0)
+    assert isinstance(SAE.load(source).d_LD, Stored)
+    (found,) = run(settings(room, saes=(source,), operation="project", allow_low_fidelity=True))
+    ranking = found.ranking
+    assert ranking.sae.n_all == n_latents
+    assert 4096 < ranking.sae.d_sae <= 8192
+    best = found.bundle.header.latents[0]
+    assert best.attribution == float(ranking.scores.project_L[ranking.live_L].max())
+    assert SAE.load(source).d_LD[best.latent].tolist() == pytest.approx(found.bundle.decoder[0].tolist())
 
 
 def test_an_edit_too_large_for_first_order_fails_loudly(room: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 `Firings` is one sparse encode: what an operation that reads the latent needs, and Δ-activation.
 
 Sums run over a completion's tokens, whose loss is a mean per token; completions are averaged; *signed* sums are positive minus
-negative. Products are taken in fp32, a pass at a time, and added up in fp64.
+negative. Products are taken and added up in fp32 over a few thousand tokens, and in fp64 beyond.
 
 Axes: N tokens of a pass, D d_model, L latents, 2 the kinds (positive, negative).
 """
@@ -22,6 +22,8 @@ from trimtab.attribution.sae import SAE
 
 __all__ = ["Firings", "Moments", "weights"]
 
+RECENT = 8192
+"""Tokens whose products are added up in fp32 before they join M in fp64."""
 GATHERED = 1 << 23
 """Numbers of decoder rows that are gathered at once, 32 MB of fp32."""
 
@@ -48,20 +50,27 @@ class Moments:
     @classmethod
     def over(cls, passes: Iterable[Factors], mean_D: Tensor, n_pairs: int) -> Moments:
         """The moments of a data set of `n_pairs` pairs, or this process's part of them."""
-        zeros = torch.zeros(mean_D.shape[0], dtype=torch.float64, device=mean_D.device)
-        sums = cls(zeros.new_zeros(len(zeros), len(zeros)), zeros, zeros.new_zeros(2, len(zeros)), 0)
+        zeros_D = torch.zeros(mean_D.shape[0], dtype=torch.float64, device=mean_D.device)
+        sums = cls(zeros_D.new_zeros(len(zeros_D), len(zeros_D)), zeros_D, zeros_D.new_zeros(2, len(zeros_D)), 0)
+        recent_DD, n_flushed = torch.zeros_like(sums.M_DD, dtype=torch.float32), 0
         for factors in passes:
-            sums.add(factors, mean_D, n_pairs)
+            sums._add(factors, mean_D, n_pairs, recent_DD)
+            if sums.n_tokens - n_flushed >= RECENT:
+                sums.M_DD += recent_DD
+                recent_DD.zero_()
+                n_flushed = sums.n_tokens
+        sums.M_DD += recent_DD
         return sums
 
-    def add(self, factors: Factors, mean_D: Tensor, n_pairs: int) -> None:
-        """Accumulate one pass."""
+    def _add(self, factors: Factors, mean_D: Tensor, n_pairs: int, recent_DD: Tensor) -> None:
+        """Accumulate one pass, its product into `recent_DD`."""
         a_ND, g_ND, of_N = factors.a_ND.float(), factors.g_ND.float(), factors.of_N
         signed_N, share_N = weights(of_N, n_pairs)
         g_ND = g_ND * signed_N[:, None].float()
-        self.M_DD += g_ND.T @ (a_ND - mean_D)
+        recent_DD.addmm_(g_ND.T, a_ND - mean_D)
         self.g_D += g_ND.sum(0)
-        self.a_2D.index_add_(0, of_N % 2, (a_ND * share_N[:, None]).double())
+        share_2N = torch.stack([share_N * (of_N % 2 == kind) for kind in (0, 1)]).float()
+        self.a_2D += share_2N @ a_ND
         self.n_tokens += len(of_N)
 
 

@@ -9,7 +9,7 @@ Axes: L latents, C chosen latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,26 +70,29 @@ class Ranking:
 def rank(
     passes: Passes,
     sae: SAE,
-    stats: Stats,
+    stats_of: Callable[[SAE], Stats],
     edit: Authored,
     *,
+    mean_D: Tensor,
     prompts: Sequence[str],
     processes: Processes,
     top: int,
     n_encoded: int,
 ) -> Ranking:
     """Rank the latents of an SAE by the passes over pairs of the `prompts`; an encoder of more than `n_encoded` numbers is
-    applied to candidates alone, where the edit allows it."""
-    n_pairs, layer, mean_D = len(prompts), sae.layer, stats.mean_D
+    applied to candidates alone, where the edit allows it. `stats_of` tells the statistics of an SAE's latents."""
+    n_pairs, layer = len(prompts), sae.layer
     moments = Moments.over(passes.factors(layer), mean_D, n_pairs)
     n_tokens = torch.tensor(moments.n_tokens, device=mean_D.device)
     processes.add_up(moments.M_DD, moments.g_D, moments.a_2D, n_tokens)
     directions = Directions.of(moments, sae.d_LD, mean_D)
     if sae.e_LD.shape.numel() > n_encoded and edit.scored_by_decoder and sae.k is None:
-        score_L = directions.project_L if edit.operation == "project" else edit.amounts(stats) * directions.gradient_L
+        project = edit.operation == "project"
+        score_L = directions.project_L if project else edit.amounts(stats_of(sae)) * directions.gradient_L
         held = _candidates(score_L)
-        sae, stats = sae.narrowed(held), stats.narrowed(held)
+        sae = sae.narrowed(held)
         directions = Directions(*(getattr(directions, f)[held] for f in ("project_L", "gradient_L", "projection_L")))
+    stats = stats_of(sae)
     firings = Firings.over(passes.factors(layer), sae, n_pairs)
     processes.add_up(firings.gphi_L, firings.phi_2L, firings.n_L)
     amount_L = edit.amounts(stats)

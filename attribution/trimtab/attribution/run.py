@@ -134,12 +134,12 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
         [sae.layer for sae in saes[1:]],
         tensor_parallel=settings.tensor_parallel and processes.size > 1,
     )
-    sites = [_with_stats(sae, model.at(sae.layer), data.held_out_tokens) for sae in saes]
+    sites = [_Site.of(sae, model.at(sae.layer), data.held_out_tokens) for sae in saes]
     tracing = Tracing(
         scope=settings.scope,
-        resid_norm={sae.layer: stats.resid_norm for sae, stats in sites},
+        resid_norm={site.sae.layer: site.resid_norm for site in sites},
         gradient=settings.gradient,
-        mean_D=sites[0][1].mean_D,
+        mean_D=sites[0].mean_D,
         left_alone=special_tokens(data.tokenizer) if settings.exclude_special else frozenset(),
     )
     with ExitStack() as stack:
@@ -154,22 +154,23 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
         )
         task = progress.add_task("interventions", total=len(sites) * n_interventions(settings.top))
         found: list[tuple[Ranking, Measured]] = []
-        for sae, stats in sites:
-            here = model.at(sae.layer)
+        for site in sites:
+            here = model.at(site.sae.layer)
             ranking = rank(
                 train,
-                sae,
-                stats,
+                site.sae,
+                site.stats_of,
                 edit,
+                mean_D=site.mean_D,
                 prompts=[pair.prompt_key for pair in data.train],
                 processes=processes,
                 top=settings.top,
                 n_encoded=model.n_parameters,
             )
             if settings.diff_model is not None:
-                other = SplitModel.load(settings.diff_model, sae.layer)
+                other = SplitModel.load(settings.diff_model, site.sae.layer)
                 ranking.scores.by["model_diffing"] = difference(
-                    here, other, data.train_tokens, ranking.sae, settings.scope, stats.resid_norm
+                    here, other, data.train_tokens, ranking.sae, settings.scope, site.resid_norm
                 )
             pairs = list(zip(data.held_out_tokens[0::2], data.held_out_tokens[1::2], strict=True))
             prompts = [pair.prompt_key for pair in data.held_out]
@@ -262,15 +263,32 @@ def _load_saes(settings: Settings, identity: ModelIdentity) -> list[SAE]:
     return saes
 
 
-def _with_stats(sae: SAE, model: SplitModel, held_out: list[Completion]) -> tuple[SAE, Stats]:
-    """An SAE whose latents can be read alone, and its stats."""
-    sae = sae.on(model.device)
-    h_ND, resid_norm = residuals(model, held_out)
-    if sae.k is not None:
-        sae, agreement = sae.thresholded(h_ND)
-        if agreement < MIN_AGREEMENT:
-            raise SAEError(f"SAE {sae.id}: {sae.notes[-1]}, below {MIN_AGREEMENT:.0%}; give one with a threshold")
-    return sae, sae.stats or measure_stats(sae, h_ND, resid_norm)
+@dataclass(frozen=True)
+class _Site:
+    """One hook point before its latents are scored."""
+
+    sae: SAE
+    """Each latent can be read alone."""
+    h_ND: Tensor
+    """The stream over the held-out pairs, sinks left out."""
+    mean_D: Tensor
+    resid_norm: float
+
+    @classmethod
+    def of(cls, sae: SAE, model: SplitModel, held_out: list[Completion]) -> _Site:
+        sae = sae.on(model.device)
+        h_ND, resid_norm = residuals(model, held_out)
+        if sae.k is not None:
+            sae, agreement = sae.thresholded(h_ND)
+            if agreement < MIN_AGREEMENT:
+                raise SAEError(f"SAE {sae.id}: {sae.notes[-1]}, below {MIN_AGREEMENT:.0%}; give one with a threshold")
+        if sae.stats is not None:
+            return cls(sae, h_ND, sae.stats.mean_D, sae.stats.resid_norm)
+        return cls(sae, h_ND, h_ND.mean(0), resid_norm)
+
+    def stats_of(self, sae: SAE) -> Stats:
+        """The statistics of `sae`, which is ours or some latents of it."""
+        return sae.stats or measure_stats(sae, self.h_ND, self.resid_norm)
 
 
 def _digest(settings: Settings, data: _Data, model: SplitModel, tracing: Tracing) -> str:
