@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,26 @@ def test_every_option_of_serve_is_a_setting() -> None:
     renamed: dict[str, Any] = {"bundle": "bundles", "trusted_key": "trusted_keys"}
     options = set(inspect.signature(serve).parameters) - {"config"}
     assert {renamed.get(name, name) for name in options} <= set(Settings.model_fields)
+
+
+def test_what_kubernetes_sets_beside_a_service_named_trimtab_is_no_setting() -> None:
+    environ = {
+        "TRIMTAB_PORT": "tcp://10.0.0.1:8000",
+        "TRIMTAB_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "TRIMTAB_SERVICE_HOST": "10.0.0.1",
+    }
+    assert load({}, environ=environ).settings.port == 8000
+
+
+def test_every_variable_that_the_code_reads_may_be_set_beside_a_server() -> None:
+    """A shell with TRIMTAB_SERVER for the client could not start one."""
+    root = Path(__file__).parents[2]
+    code = [
+        *(root / "server").rglob("*.py"),
+        *(root / "clients/python").rglob("*.py"),
+        *(root / "attribution").rglob("*.py"),
+    ]
+    names = {name for path in code for name in re.findall(r'"(TRIMTAB_[A-Z_]+)"', path.read_text())}
+    assert {"TRIMTAB_SERVER", "TRIMTAB_CACHE"} <= names
+    file_less = dict.fromkeys(names - {"TRIMTAB_CONFIG", "TRIMTAB_SERVICE_", "TRIMTAB_PORT_"}, "x")
+    load({}, environ=file_less)

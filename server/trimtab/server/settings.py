@@ -7,6 +7,7 @@ A list is JSON in the environment: TRIMTAB_TRUSTED_KEYS='["release.pem"]'. Unkno
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,8 +28,10 @@ from trimtab.server.errors import Unsupported
 __all__ = ["Loaded", "Settings", "default_database", "load"]
 
 PREFIX = "TRIMTAB_"
-_ELSEWHERE = frozenset({"TRIMTAB_CACHE", "TRIMTAB_CONFIG"})
-"""Variables of this prefix that are no settings of the server."""
+_ELSEWHERE = frozenset({"TRIMTAB_CACHE", "TRIMTAB_CONFIG", "TRIMTAB_SERVER", "TRIMTAB_SIGNING_PASSWORD"})
+"""Variables of this prefix that other rooms and commands read."""
+_SERVICE_LINK = re.compile(r"TRIMTAB_(SERVICE_.*|PORT_\d+_.*|PORT=tcp://.*)", re.DOTALL)
+"""Those that Kubernetes sets in a pod beside a service named trimtab."""
 
 
 def default_database() -> str:
@@ -127,7 +130,12 @@ def load(flags: Mapping[str, Any], *, config: Path | None = None, environ: Mappi
     Raises:
         Unsupported: a setting is unknown or wrong, or the file cannot be read; all of it at once.
     """
-    environ = os.environ if environ is None else environ
+    given_environ = os.environ if environ is None else environ
+    environ = {
+        k: v
+        for k, v in given_environ.items()
+        if not (_SERVICE_LINK.fullmatch(k) or _SERVICE_LINK.fullmatch(f"{k}={v}"))
+    }
     problems = list(_unknown(environ))
     if config is None and environ.get("TRIMTAB_CONFIG"):
         config = Path(environ["TRIMTAB_CONFIG"])
