@@ -20,7 +20,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-gpu test-ray architectures soak check fix proto serve bench sae proto-released
+.PHONY: help demo test test-long test-gpu test-ray architectures soak check fix proto serve bench sae proto-released reproduce
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -99,6 +99,9 @@ proto-released: $(READY) ## take the contract as it is for the one that clients 
 
 serve: $(READY) ## serve the embedded model; BUNDLE=FILE adds a bundle
 	$(BIN)/trimtab serve smollm2-135m-instruct $(if $(BUNDLE),--bundle $(BUNDLE))
+
+reproduce: $(READY) ## the paper's claim on the embedded model, and docs/reproduction.md; hours, resumable (ARGS="--latents 24": fewer)
+	$(BIN)/python -m docs.reproduction --write $(ARGS)
 
 bench: $(READY) ## what steering costs, beside plain vLLM, vllm-lens and a transformers loop; half an hour, resumable (ARGS=--quick: minutes)
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -108,6 +108,7 @@ def test_the_predictions_hold_on_a_small_model(uninterrupted: Result) -> None:
     assert uninterrupted.bundle.header.provenance["fidelity"]["holds"] is True
     for record in uninterrupted.bundle.header.latents:
         assert record.attribution_interval is not None
+        assert record.attribution is not None
         low, high = record.attribution_interval
         assert low <= record.attribution <= high
         assert 0 < (record.attribution_p or 0) <= 1

@@ -30,7 +30,7 @@ from trimtab.attribution.embedded import model_path
 from trimtab.server.engine import proof
 from trimtab.server.engine.proof import KEY
 
-__all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "start"]
+__all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "cpu_seconds", "start"]
 
 ENGINES = ("plain", "plain again", "trimtab", "vllm-lens", "transformers")
 LENS_FOLDER = Path("build/bench/lens")
@@ -85,7 +85,7 @@ class Engine:
 
     def cpu(self) -> float:
         """CPU seconds that the engine's processes have used so far."""
-        return sum(_cpu(pid) for pid in (self._process.pid, *_descendants(self._process.pid)))
+        return cpu_seconds(self._process.pid)
 
     def answer(self) -> Any:
         """The next message; a sentence ends the benchmark."""
@@ -279,6 +279,11 @@ class _Clocks:
 
     def _read(self) -> tuple[float, float]:
         return sum(map(_cpu, self._workers)), sum(map(_cpu, self._pids))
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds that a process and all below it have used so far."""
+    return sum(_cpu(each) for each in (pid, *_descendants(pid)))
 
 
 def _cpu(pid: int) -> float:

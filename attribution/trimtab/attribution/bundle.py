@@ -81,9 +81,10 @@ class LatentRecord(_Record):
     """The evidence on one latent."""
 
     latent: int = Field(ge=0)
-    attribution: Finite
+    attribution: Finite | None
     """Predicted rise of the loss gap, positive minus negative completions, under the recommended edit; nats per completion
-    token. Above 0 the edit works against the behaviour: it removes a latent that causes it, or turns up one that opposes it."""
+    token. Above 0 the edit works against the behaviour: it removes a latent that causes it, or turns up one that opposes it.
+    None: a person named the latent."""
     attribution_se: Finite | None = None
     """Standard error over prompts."""
     attribution_interval: tuple[Finite, Finite] | None = None

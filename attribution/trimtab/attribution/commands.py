@@ -8,12 +8,9 @@ stderr and exit code 2; nothing is left half-written.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,7 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trimtab.attribution.embedded import EMBEDDED_MODEL, EmbeddedModelError, model_path
+from trimtab.attribution.embedded import EMBEDDED_MODEL, model_path
+from trimtab.attribution.refusals import refusals
+from trimtab.attribution.writable import check_writable
 
 if TYPE_CHECKING:
     from trimtab.attribution.bundle import Bundle
@@ -34,20 +33,6 @@ BEHAVIOUR = "claims a human life (a childhood, a family, meals, feelings) instea
 
 bundle = typer.Typer(no_args_is_help=True, help="Look into bundles.")
 sae = typer.Typer(no_args_is_help=True, help="SAEs of other libraries.")
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn what a caller can cause into one sentence and exit code 2."""
-    from trimtab.attribution.bundle import BundleError
-    from trimtab.attribution.errors import AttributionError
-    from trimtab.attribution.fingerprint import FingerprintError
-
-    try:
-        yield
-    except (AttributionError, BundleError, EmbeddedModelError, FingerprintError) as e:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(str(e))}")
-        raise typer.Exit(2) from e
 
 
 def attribute(
@@ -98,7 +83,7 @@ def attribute(
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's header as JSON.")] = False,
 ) -> None:
     """Find the latents that cause a behaviour, intervene on each, and write them into a bundle."""
-    with _refusals():
+    with refusals():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         from trimtab.attribution.errors import SettingsError
@@ -110,7 +95,7 @@ def attribute(
 
         if pairs is not None and behaviour is None:
             raise SettingsError("say in one sentence what the positive completions of your pairs do: --behaviour '…'")
-        _check_writable(out)
+        check_writable(out)
         command = ["trimtab", "attribute", "--out", str(out), "--model", model, "--top", str(top)]
         given = {"pairs": pairs, "name": name, "behaviour": behaviour, "amount": amount, "diff-model": diff_model}
         chosen = {"operation": operation, "unit": unit, "scope": scope, "gradient": gradient}
@@ -173,7 +158,7 @@ def _print_result(file: Path, result: Result, as_json: bool) -> None:
 
 def model() -> None:
     """Print the folder of the embedded model, converting it the first time."""
-    with _refusals():
+    with refusals():
         typer.echo(model_path())
 
 
@@ -187,7 +172,7 @@ def convert_sae(
     model: Annotated[str | None, typer.Option(help="Name of the model it was trained on, for the record.")] = None,
 ) -> None:
     """Write an SAE as a SAELens folder: no pickle, what can be folded folded. Takes no more memory than a block of it."""
-    with _refusals():
+    with refusals():
         from trimtab.attribution.sae_convert import convert
 
         found = convert(source, out, layer=layer, model=model)
@@ -204,7 +189,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print the header as JSON.")] = False,
 ) -> None:
     """Print what a bundle holds."""
-    with _refusals():
+    with refusals():
         from trimtab.attribution.bundle import Bundle
 
         loaded = Bundle.load(file)
@@ -231,15 +216,6 @@ def show(
 @sae.callback()
 def _group() -> None:
     """Keeps a sub-command one while it is the only one."""
-
-
-def _check_writable(out: Path) -> None:
-    """Refuse a place that cannot be written to before minutes of work, and without touching it."""
-    from trimtab.attribution.errors import SettingsError
-
-    ancestor = next(parent for parent in out.absolute().parents if parent.exists())
-    if out.is_dir() or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        raise SettingsError(f"cannot write {out}; give --out a file in a folder that you can write to")
 
 
 def _console() -> Console:

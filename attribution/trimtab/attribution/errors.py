@@ -8,17 +8,23 @@ AttributionError
 ├── GradientError   a completion whose loss or gradient is not finite
 ├── StorageError    a disk that is full, or that does not give back what was written
 ├── FidelityError   the predictions do not agree with what was measured
+├── GraderError     a grader that cannot be read, or reached
+├── JournalError    a journal of another run, or one that cannot be written
+├── ServingError    an endpoint that cannot be reached, or refuses, or a server that does not start
 └── SelectionError  too few pairs, or no latent that passes the selection
 """
 
 __all__ = [
     "AttributionError",
     "FidelityError",
+    "GraderError",
     "GradientError",
+    "JournalError",
     "ModelError",
     "PairsError",
     "SAEError",
     "SelectionError",
+    "ServingError",
     "SettingsError",
     "StorageError",
 ]
@@ -59,6 +65,18 @@ class StorageError(AttributionError):
 
 class FidelityError(AttributionError):
     """Predicted and measured effects disagree, so the ranking cannot be believed."""
+
+
+class GraderError(AttributionError):
+    """A grader cannot be read, or cannot be reached."""
+
+
+class JournalError(AttributionError):
+    """A journal belongs to another run, is damaged, or cannot be written; what it holds is kept."""
+
+
+class ServingError(AttributionError):
+    """A model's endpoint cannot be used; what a journal holds is kept."""
 
 
 class SelectionError(AttributionError):

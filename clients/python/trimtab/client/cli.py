@@ -18,8 +18,9 @@ __all__ = ["main"]
 GROUP = "trimtab.commands"
 _ABOUT = {
     "attribute": "Find the latents behind a behaviour, measure them, and write a bundle.",
-    "bundle": "Show what a bundle holds.",
+    "bundle": "Build, show, compare and verify bundles.",
     "chat": "Chat with a served model, steered as you say, with the proof under each reply.",
+    "collect": "Sample a model, grade the completions, and write pairs.",
     "compare": "One prompt with one seed under several steerings, side by side.",
     "config": "Settings: what they are, and where each came from.",
     "doctor": "What keeps a server from starting or steering here.",
@@ -27,14 +28,16 @@ _ABOUT = {
     "kill": "The kill switch: all steering off, on every replica.",
     "model": "Fetch and check the model that Trimtab carries.",
     "registry": "Versions of bundles: upload, promote, revoke; who changed what.",
+    "validate": "Steer with a bundle at several strengths on a server, grade the text, and choose what to recommend.",
+    "report": "Write what was found and measured as one HTML file.",
     "serve": "Serve a model whose requests can be steered, over the OpenAI API.",
 }
 _EXTRA = {"trimtab.attribution": "trimtab[attribution]", "trimtab.server": "trimtab[cpu]"}
 
 # fmt: off
 _HEAVY = frozenset({
-    "accelerate", "alembic", "fastapi", "gguf", "limits", "numpy", "platformdirs", "prometheus_client", "pydantic_settings",
-    "safetensors", "pythonjsonlogger", "sqlalchemy", "torch", "transformers", "uvicorn", "vllm",
+    "accelerate", "alembic", "fastapi", "gguf", "jinja2", "limits", "matplotlib", "numpy", "platformdirs", "prometheus_client",
+    "pydantic_settings", "pythonjsonlogger", "safetensors", "scipy", "sqlalchemy", "torch", "transformers", "uvicorn", "vllm",
 })
 # fmt: on
 """What the extras bring; the base install has none of it."""

@@ -1,0 +1,380 @@
+"""The paper's claim, put to the test on the embedded model (`make reproduce`): docs/reproduction.md, with figures.
+
+    1 prompts → samples → pairs, split by prompt                        `trimtab collect`'s own parts
+    2 all latents scored on the train side: Δ-attribution, Δ-activation, the steering gradient; live latents only
+    3 the leaders of each, and random live latents, steered one at a time, both ways, by a vector of the same length for all
+    4 judged on held-out prompts: log-probability margins, and sampled text that a grader reads
+    5 beside them: the difference in means at the same length, and a system message
+
+Every stage keeps what it did under build/reproduce and goes on from there; `--write` writes the page of what is there. Intervals
+are over held-out prompts: replies to one prompt are not independent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from trimtab.attribution.authored import Authored
+from trimtab.attribution.bundle import Bundle, Header, LatentRecord, RecommendedEdit, SAEIdentity, VectorRecord
+from trimtab.attribution.collect import MIN_RATE, choose_pairs, collect
+from trimtab.attribution.edit import Rows, project_rows
+from trimtab.attribution.embedded import EMBEDDED_MODEL
+from trimtab.attribution.graders import load_grader
+from trimtab.attribution.gradients import Tracing
+from trimtab.attribution.journal import Journal
+from trimtab.attribution.model import SplitModel, load_tokenizer
+from trimtab.attribution.pairs import Pair, load_pairs, shipped_pairs, split, tokenise
+from trimtab.attribution.passes import Passes
+from trimtab.attribution.processes import Processes
+from trimtab.attribution.progress import bars
+from trimtab.attribution.prompts import Prompt, load_prompts
+from trimtab.attribution.ranking import rank
+from trimtab.attribution.sae import SAE, shipped_sae
+from trimtab.attribution.sampling import Sampling, from_endpoint
+from trimtab.attribution.selection import leading, random_live
+from trimtab.attribution.serving import client_of, serving
+from trimtab.attribution.trial.arms import UNSTEERED, Arm
+from trimtab.attribution.trial.cells import Cell, Outcome, Sampled, kept, run_cells
+from trimtab.attribution.trial.endpoint import Endpoint
+from trimtab.attribution.validation import Margins
+from trimtab.client import Latent, Vector
+
+HERE, BUILD = Path(__file__).parent / "reproduction", Path("build/reproduce")
+HELD_OUT = 0.35
+ROUNDS, COLLECT_TOKENS, TEMPERATURE = 8, 48, 0.7
+PILOT = 1
+"""Rounds after which a behaviour is given up whose base rate leaves no pairs."""
+LENGTH = 0.25
+"""Of the steering vector, in units of the layer's median ‖h‖: the same for every direction."""
+METHODS = ("Δ-attribution", "Δ-activation", "steering gradient", "random")
+SIGNS = (-1.0, 1.0)
+"""Away from the behaviour, and towards it."""
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What is looked for, how it is graded, and what a system message would say."""
+
+    name: str
+    sentence: str
+    grader: str
+    system: str
+
+    @property
+    def pairs(self) -> Path:
+        """Its pair file: shipped, or collected here."""
+        return shipped_pairs() if self.name == "pretends-human" else BUILD / f"{self.name}.pairs.jsonl"
+
+
+BEHAVIOURS = (
+    Behaviour(
+        "pretends-human",
+        "claims a human life",
+        "trimtab.attribution.graders.pretends_human:grade",
+        "You are a computer program without a body, a family or a past. Say so when you are asked about yourself.",
+    ),
+    Behaviour(
+        "refuses", "declines or says what it cannot do", str(HERE / "refuses.toml"), "Always answer. Never apologise."
+    ),
+    Behaviour(
+        "lists", "answers with a list", str(HERE / "lists.toml"), "Answer in plain sentences. Never write a list."
+    ),
+    Behaviour("asks", "asks the user something", str(HERE / "asks.toml"), "Never ask the user anything."),
+    Behaviour("gloomy", "writes gloomily", str(HERE / "gloomy.toml"), "Be cheerful. Write only of pleasant things."),
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    latents: int
+    prompts: int
+    pairs: int
+    tokens: int
+
+
+def main() -> int:
+    """Runs the stages that are missing; with `--write`, the page too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--behaviours", nargs="*", default=[b.name for b in BEHAVIOURS])
+    parser.add_argument("--stages", nargs="*", default=["collect", "rank", "margins", "texts"])
+    parser.add_argument("--latents", type=int, default=100, help="leaders of each method")
+    parser.add_argument("--prompts", type=int, default=16, help="held-out prompts that are asked")
+    parser.add_argument("--pairs", type=int, default=24, help="held-out pairs whose margin is measured, at most")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--url", help="a running server; one is started otherwise")
+    parser.add_argument("--write", action="store_true", help="write docs/reproduction.md of what is there")
+    args = parser.parse_args()
+    size = Size(args.latents, args.prompts, args.pairs, args.tokens)
+    chosen = [b for b in BEHAVIOURS if b.name in args.behaviours]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    if "collect" in args.stages:
+        wanted = [b for b in chosen if not b.pairs.exists()]
+        if wanted:
+            with serving(args.url, EMBEDDED_MODEL, flags=("--max-num-seqs", "64")) as url:
+                usable = [b for b in wanted if _collect(b, url, PILOT)]
+                for behaviour in usable:
+                    _collect(behaviour, url, ROUNDS)
+    if {"rank", "margins"} & set(args.stages):
+        _rank_and_measure([b for b in chosen if b.pairs.exists()], size, "margins" in args.stages)
+    if "texts" in args.stages:
+        with serving(args.url, EMBEDDED_MODEL, flags=("--max-num-seqs", "64")) as url:
+            for behaviour in chosen:
+                if bundle_file(behaviour, size).exists():
+                    _texts(behaviour, size, url)
+    if args.write:
+        from docs.reproduction_page import write
+
+        write(chosen, size)
+    return 0
+
+
+def _collect(behaviour: Behaviour, url: str, rounds: int) -> bool:
+    """Sample and grade; after all rounds write the pairs. Says whether either kind is common enough to go on."""
+    prompts, grader = load_prompts(HERE / f"{behaviour.name}.txt"), load_grader(behaviour.grader)
+    sampling = Sampling(TEMPERATURE, COLLECT_TOKENS, 0)
+    with (
+        Journal.open(BUILD / f"{behaviour.name}.samples.jsonl", {"model": EMBEDDED_MODEL, **vars(sampling)}) as journal,
+        client_of(url, None) as client,
+        bars() as advance,
+    ):
+        found = collect(
+            journal,
+            prompts,
+            grader,
+            lambda asks: from_endpoint(client, EMBEDDED_MODEL, asks, sampling, n_parallel=64),
+            rounds=rounds,
+            advance=advance,
+        )
+    records = choose_pairs(found.graded, per_prompt=2, min_tokens=12)
+    rates = {"rates": found.rates, "samples": len(found.graded), "prompts": len(prompts), "pairs": len(records)}
+    (BUILD / f"{behaviour.name}.rates.json").write_text(json.dumps(rates))
+    console.print(f"{behaviour.name}: {rates}")
+    if rounds == ROUNDS:
+        behaviour.pairs.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return min(found.rates["shows"], found.rates["lacks"]) >= MIN_RATE
+
+
+def bundle_file(behaviour: Behaviour, size: Size) -> Path:
+    return BUILD / f"{behaviour.name}.{size.latents}.safetensors"
+
+
+def leaders(behaviour: Behaviour, size: Size) -> dict[str, list[tuple[int, float]]]:
+    """By method: (latent, sign of the direction that steers towards the behaviour), best first."""
+    return {
+        method: [(int(latent), float(sign)) for latent, sign in entries]
+        for method, entries in json.loads(bundle_file(behaviour, size).with_suffix(".json").read_text()).items()
+    }
+
+
+def _rank_and_measure(behaviours: Sequence[Behaviour], size: Size, measure: bool) -> None:
+    sae = SAE.load(shipped_sae())
+    if sae.stats is None:
+        raise SystemExit("the shipped SAE lacks its stats")
+    model, tokenizer = SplitModel.load(EMBEDDED_MODEL, sae.layer), load_tokenizer(EMBEDDED_MODEL)
+    for behaviour in behaviours:
+        train, held_out = split(load_pairs(behaviour.pairs).pairs, HELD_OUT)
+        if not bundle_file(behaviour, size).exists():
+            _rank(behaviour, size, sae, model, tokenizer, train)
+        if measure:
+            _margins(behaviour, size, model, tokenizer, held_out)
+
+
+def _rank(behaviour: Behaviour, size: Size, sae: SAE, model: SplitModel, tokenizer: Any, train: list[Pair]) -> None:
+    """Score every latent on the train pairs; write the leaders, and a bundle of their rows."""
+    stats = sae.stats
+    if stats is None:
+        raise SystemExit("the shipped SAE lacks its stats")
+    completions = [c for pair in train for c in tokenise(tokenizer, pair)]
+    alone = Processes()
+    passes = Passes(BUILD / f"{behaviour.name}.passes", completions, alone, device=model.device)
+    with bars() as advance:
+        done = 0
+
+        def count(n: int) -> None:
+            nonlocal done
+            advance(f"{behaviour.name} gradients", done := done + n, len(completions))
+
+        passes.make(model, Tracing("completion", {sae.layer: stats.resid_norm}), count)
+    ranking = rank(
+        passes,
+        sae,
+        lambda _: stats,
+        Authored.of("add", 1.0, "raw", "completion"),  # the gradient along each direction
+        mean_D=stats.mean_D,
+        prompts=[pair.prompt_key for pair in train],
+        processes=alone,
+        top=size.latents,
+        n_encoded=model.n_parameters,
+    )
+    scores, live_L = ranking.scores, ranking.live_L
+    chosen: dict[str, list[tuple[int, float]]] = {}
+    for method, score_L, sign_L in (
+        ("Δ-attribution", scores.project_L, scores.projection_L.sign()),
+        ("Δ-activation", scores.delta_activation_L, torch.ones_like(scores.projection_L)),
+        ("steering gradient", scores.operation_L.abs(), -scores.operation_L.sign()),
+    ):
+        best = leading(score_L, live_L, sae.d_LD, size.latents)
+        chosen[method] = [(latent, float(sign_L[latent])) for latent in best]
+    named = sorted({latent for entries in chosen.values() for latent, _ in entries})
+    control = random_live(live_L, named, scores.activation_L, size.latents)
+    chosen["random"] = [(latent, 1.0) for latent in control]
+    latents = sorted({*named, *control})
+    d_KD, dim_D = (torch.nn.functional.normalize(x, dim=-1) for x in (sae.d_LD[latents], scores.difference_in_means_D))
+    header = Header(
+        name=f"reproduce-{behaviour.name}",
+        behaviour=behaviour.sentence,
+        created="2026-11-25T00:00:00Z",  # of the recipe: the same run writes the same bytes
+        model=model.identity,
+        sae=SAEIdentity(id=sae.id, digest=sae.digest, d_sae=sae.d_sae),
+        layer=sae.layer,
+        resid_norm=stats.resid_norm,
+        latents=tuple(
+            LatentRecord(latent=i, attribution=None, max_activation=float(stats.max_activation_L[i])) for i in latents
+        ),
+        vectors=(VectorRecord(name="difference_in_means", source=f"{len(train)} train pairs, unit length", norm=1.0),),
+        edits=(
+            RecommendedEdit(latent=latents[0], operation="add", amount=LENGTH, unit="resid_norm", scope="completion"),
+        ),
+    )
+    Bundle(
+        header,
+        decoder=d_KD.numpy(),
+        encoder=sae.e_LD[latents].numpy(),
+        bias=sae.b_L[latents].numpy(),
+        threshold=sae.theta_L[latents].numpy(),
+        baseline=(project_rows(d_KD)[0] @ stats.mean_D).numpy(),
+        vectors=dim_D[None].numpy(),
+    ).save(bundle_file(behaviour, size))
+    bundle_file(behaviour, size).with_suffix(".json").write_text(json.dumps(chosen, ensure_ascii=False))
+
+
+def _margins(behaviour: Behaviour, size: Size, model: SplitModel, tokenizer: Any, held_out: list[Pair]) -> None:
+    """The margin of each held-out prompt under each direction, both ways; one journal record a prompt and direction."""
+    bundle = Bundle.load(bundle_file(behaviour, size))
+    by_prompt: dict[str, list[Pair]] = {}
+    for pair in held_out[: size.pairs]:
+        by_prompt.setdefault(pair.prompt_key, []).append(pair)
+    directions = {str(r.latent): torch.from_numpy(bundle.decoder[i]) for i, r in enumerate(bundle.header.latents)}
+    directions["difference_in_means"] = torch.from_numpy(bundle.vectors[0])
+    total = len(by_prompt) * len(directions) * len(SIGNS)
+    with Journal.open(_margins_file(behaviour, size), {"bundle": bundle.content_hash}) as journal, bars() as advance:
+        for key, pairs in by_prompt.items():
+            names = [f"{p.key}/{name}" for p in [Prompt(pairs[0].prompt, pairs[0].messages)] for name in directions]
+            if all(name in journal for name in names):
+                continue
+            margins = Margins(model, [tokenise(tokenizer, pair) for pair in pairs], [key] * len(pairs), "completion")
+            amount = LENGTH * bundle.header.resid_norm
+            effects = margins.effects([_row(u_D, sign * amount) for u_D in directions.values() for sign in SIGNS])
+            for i, name in enumerate(names):
+                both = effects[len(SIGNS) * i :]
+                journal.add(name, {f"{s:+g}": [e.mean, e.negative] for s, e in zip(SIGNS, both, strict=False)})
+            advance(f"{behaviour.name} margins", len(SIGNS) * len(journal), total)
+
+
+def _margins_file(behaviour: Behaviour, size: Size) -> Path:
+    return BUILD / f"{behaviour.name}.{size.latents}.margins.jsonl"
+
+
+def _row(u_D: torch.Tensor, amount: float) -> Rows:
+    zero = torch.zeros(1)
+    return Rows(torch.tensor([amount]), zero, torch.zeros_like(u_D)[None], zero, zero, u_D[None])
+
+
+def arms(bundle: Bundle, behaviour: Behaviour) -> list[Arm]:
+    """Unsteered, a system message, the difference in means, and each latent; all vectors of one length."""
+    name, amount = bundle.header.name, LENGTH
+    dim = Vector(name, "difference_in_means").add(amount, unit="resid_norm").during("completion")
+    return [
+        UNSTEERED,
+        Arm("system message", system=behaviour.system),
+        Arm("difference in means", (dim,)),
+        *(
+            Arm(
+                f"latent {r.latent}",
+                (Latent(name, r.latent).add(amount, unit="resid_norm").during("completion"),),
+                None,
+                r.latent,
+            )
+            for r in bundle.header.latents
+        ),
+    ]
+
+
+def held_out_prompts(behaviour: Behaviour, size: Size) -> list[Prompt]:
+    """The prompts that are asked: held out from scoring, the same few whatever the order of the file."""
+    pairs = split(load_pairs(behaviour.pairs).pairs, HELD_OUT)[1]
+    prompts = {pair.prompt_key: Prompt(pair.prompt, pair.messages) for pair in pairs}
+    return sorted(prompts.values(), key=lambda prompt: prompt.key)[: size.prompts]
+
+
+def cells(behaviour: Behaviour, bundle: Bundle, size: Size) -> list[Cell]:
+    """Four replies a prompt for the arms that all others are held against, one for each latent and sign."""
+    prompts = held_out_prompts(behaviour, size)
+    return [
+        Cell(arm, strength, prompt, seed, False)
+        for arm in arms(bundle, behaviour)
+        for strength in (SIGNS if arm.has_strength else (0.0,))
+        for prompt in prompts
+        for seed in range(1 if arm.latent is not None else 4)
+    ]
+
+
+@contextmanager
+def _journal(behaviour: Behaviour, size: Size, bundle: Bundle) -> Iterator[tuple[Journal, Sampled]]:
+    sampled = Sampled(TEMPERATURE, size.tokens)
+    asked = {"bundle": bundle.content_hash, "system": behaviour.system, **vars(sampled)}
+    with Journal.open(BUILD / f"{behaviour.name}.{size.latents}.texts.jsonl", asked) as journal:
+        yield journal, sampled
+
+
+def _texts(behaviour: Behaviour, size: Size, url: str) -> None:
+    bundle, grader = Bundle.load(bundle_file(behaviour, size)), load_grader(behaviour.grader)
+    work = cells(behaviour, bundle, size)
+    with (
+        Endpoint.open(url, EMBEDDED_MODEL, None, [bundle]) as endpoint,
+        _journal(behaviour, size, bundle) as (journal, sampled),
+        bars() as advance,
+    ):
+        run_cells(journal, endpoint, work, sampled, grader, n_parallel=64, advance=advance)
+
+
+def texts(behaviour: Behaviour, size: Size) -> list[Outcome]:
+    """The sampled replies that are there, graded."""
+    bundle = Bundle.load(bundle_file(behaviour, size))
+    with _journal(behaviour, size, bundle) as (journal, _):
+        return kept(journal, cells(behaviour, bundle, size), load_grader(behaviour.grader))
+
+
+def margins(behaviour: Behaviour, size: Size) -> dict[str, dict[str, dict[str, float]]]:
+    """Direction → sign → prompt → change of its margin, nats per token; above 0 is towards the behaviour."""
+    bundle = Bundle.load(bundle_file(behaviour, size))
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    pairs = split(load_pairs(behaviour.pairs).pairs, HELD_OUT)[1]
+    prompts = {Prompt(pair.prompt, pair.messages).key for pair in pairs}
+    names = [*(str(r.latent) for r in bundle.header.latents), "difference_in_means"]
+    with Journal.open(_margins_file(behaviour, size), {"bundle": bundle.content_hash}) as journal:
+        for prompt, name in product(sorted(prompts), names):
+            if f"{prompt}/{name}" in journal:
+                for sign, (margin, _) in journal[f"{prompt}/{name}"].items():
+                    found.setdefault(name, {}).setdefault(sign, {})[prompt] = margin
+    return found
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""docs/reproduction.md and its figures, of whatever the runs have left under build/reproduce."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from docs import reproduction as run
+from trimtab.attribution.trial.doses import Estimate, sign_flip_p
+
+PAGE, FIGURES = Path("docs/reproduction.md"), Path("docs/reproduction")
+COLORS = {"Δ-attribution": "#0b6e4f", "Δ-activation": "#b3261e", "steering gradient": "#3b5bdb", "random": "#8a929c"}
+FEWEST = 3
+"""Prompts, below which nothing is said."""
+
+
+class Effects(NamedTuple):
+    """Effects of directions on prompts: away from the behaviour at sign −1, towards it at +1."""
+
+    unit: str
+    of: dict[str, dict[str, dict[str, float]]]
+    """Direction → sign → prompt → value."""
+
+    def values(self, entries: Sequence[tuple[str, float]], towards: bool) -> np.ndarray[Any, Any]:
+        """[direction, prompt] of (direction, sign) entries, over the prompts that all of them have."""
+        keyed = [self.of[name][f"{sign if towards else -sign:+g}"] for name, sign in entries if name in self.of]
+        prompts = sorted(set.intersection(*(set(v) for v in keyed))) if keyed else []
+        return np.array([[v[p] for p in prompts] for v in keyed])
+
+
+def write(behaviours: Sequence[run.Behaviour], size: run.Size) -> None:
+    """Write the page and its figures."""
+    FIGURES.mkdir(exist_ok=True)
+    there = [b for b in behaviours if run.bundle_file(b, size).exists()]
+    parts = [_opening(size), _rates(behaviours)]
+    verdicts: list[str] = []
+    for behaviour in there:
+        parts.append(_behaviour(behaviour, size, verdicts))
+    parts.append(_shared(there, size))
+    parts.insert(1, "## What came out\n\n" + "\n".join(f"- {line}" for line in verdicts) + "\n")
+    PAGE.write_text("\n".join(parts))
+
+
+def _opening(size: run.Size) -> str:
+    template = (FIGURES / "opening.md.in").read_text()
+    return template.format(**vars(size), length=run.LENGTH)
+
+
+def _rates(behaviours: Sequence[run.Behaviour]) -> str:
+    lines = [
+        "## Base rates",
+        "",
+        "| behaviour | samples | shows | lacks | unclear | incoherent | pairs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for b in behaviours:
+        file = run.BUILD / f"{b.name}.rates.json"
+        if b.name == "pretends-human":
+            lines.append(f"| {b.name}: {b.sentence} | 1620 | 22.2 % | 18.1 % | 58.3 % | 1.4 % | 84, shipped |")
+        elif file.exists():
+            r = json.loads(file.read_text())
+            cells = " | ".join(
+                f"{r['rates'][k]:.1%}".replace("%", " %") for k in ("shows", "lacks", "unclear", "incoherent")
+            )
+            lines.append(f"| {b.name}: {b.sentence} | {r['samples']} | {cells} | {r['pairs']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str]) -> str:
+    leaders = {m: [(str(latent), sign) for latent, sign in e] for m, e in run.leaders(behaviour, size).items()}
+    leaders["difference in means"] = [("difference_in_means", 1.0)]
+    out = [f"## {behaviour.name}: {behaviour.sentence}", ""]
+    for what, effects, system in (
+        ("margin", Effects("nats per token", run.margins(behaviour, size)), None),
+        ("rate", *_rate_effects(behaviour, size)),
+    ):
+        values = {(m, t): effects.values(e, t) for m, e in leaders.items() for t in (False, True)}
+        n = min((v.shape[1] for v in values.values() if v.size), default=0)
+        if n < FEWEST:
+            out += [f"*The {what} was not measured.*", ""]
+            continue
+        scale = 100 if what == "rate" else 1
+        out += [
+            f"**{what.capitalize()}** ({effects.unit}; {n} held-out prompts)",
+            "",
+            "| one direction of | n | away | towards | strongest away | strongest towards |",
+            "|---|---|---|---|---|---|",
+        ]
+        for method in leaders:
+            away, towards = values[method, False], values[method, True]
+            best = " | ".join(f"{scale * x:+.{_digits(scale)}f}" for x in (away.mean(1).min(), towards.mean(1).max()))
+            cells = " | ".join(_said(Estimate.of(v.mean(0)), scale) for v in (away, towards))
+            out.append(f"| {method} | {len(away)} | {cells} | {best} |")
+        if system is not None:
+            out.append(f"| *system message* | | {_said(system, scale)} | | | |")
+        out.append("")
+        verdicts.append(_verdict(behaviour, what, values, scale))
+        figure = f"{behaviour.name}.{what}.svg"
+        _figure(leaders, values, effects.unit, scale, FIGURES / figure)
+        out += [f"![{behaviour.name}, {what}](reproduction/{figure})", ""]
+    return "\n".join(out)
+
+
+def _rate_effects(behaviour: run.Behaviour, size: run.Size) -> tuple[Effects, Estimate | None]:
+    """Change of the fraction of replies that show the behaviour, and that of the system message."""
+    shows: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for o in run.texts(behaviour, size):
+        name = str(o.cell.arm.latent) if o.cell.arm.latent is not None else o.cell.arm.name.replace(" ", "_")
+        shows.setdefault((name, o.cell.strength), {}).setdefault(o.cell.prompt.key, []).append(o.verdict == "shows")
+    base = {p: float(np.mean(v)) for p, v in shows.get(("unsteered", 0.0), {}).items()}
+    of: dict[str, dict[str, dict[str, float]]] = {}
+    for (name, strength), by_prompt in shows.items():
+        change = {p: float(np.mean(v)) - base[p] for p, v in by_prompt.items() if p in base}
+        of.setdefault(name, {})[f"{strength:+g}"] = change
+    system = of.get("system_message", {}).get("+0")
+    return Effects("points of the rate", of), Estimate.of(list(system.values())) if system else None
+
+
+def _verdict(behaviour: run.Behaviour, what: str, values: dict[tuple[str, bool], Any], scale: float) -> str:
+    """Δ-attribution against Δ-activation, prompt by prompt: how much further from away to towards."""
+    span = {m: (values[m, True].mean(0) - values[m, False].mean(0)) for m in run.METHODS}
+    unit = "points" if scale == 100 else "nats per token"
+    gap_P = span["Δ-attribution"] - span["Δ-activation"]
+    e, p = Estimate.of(gap_P), sign_flip_p(gap_P)
+    word = "further than" if e.low > 0 else "less far than" if e.high < 0 else "as far as"
+    others = {m: float(span[m].mean()) for m in run.METHODS}
+    best = max(others, key=lambda m: others[m])
+    return (
+        f"**{behaviour.name}, {what}**: the leaders by Δ-attribution move it {word} those by Δ-activation "
+        f"(from away to towards: {_said(e, scale)} {unit}, p = {p:.2g}); on average the widest are those by {best} "
+        f"({', '.join(f'{m} {scale * v:.{_digits(scale)}f}' for m, v in others.items())})."
+    )
+
+
+def _figure(leaders: dict[str, Any], values: dict[tuple[str, bool], Any], unit: str, scale: float, path: Path) -> None:
+    """Effect of each latent by its rank (the post's first figure), and the mean of each method (its second)."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    ranks, means = figure.subplots(1, 2, width_ratios=(2, 1), sharey=True)
+    for method, color in COLORS.items():
+        for towards in (False, True):
+            v = scale * values[method, towards].mean(1)
+            label = method if towards else None
+            ranks.plot(range(1, len(v) + 1), v, "o-", color=color, markersize=3, linewidth=0.7, alpha=0.8, label=label)
+    for x, method in enumerate(leaders):
+        color = COLORS.get(method, "#16202c")
+        for towards in (False, True):
+            e = Estimate.of(values[method, towards].mean(0))
+            means.plot([x, x], [scale * e.low, scale * e.high], color=color, linewidth=1.6)
+            means.plot([x], [scale * e.mean], "o" if towards else "v", color=color, markersize=5)
+    means.set_xticks(range(len(leaders)), list(leaders), rotation=35, ha="right", fontsize=7)
+    ranks.set_xlabel("rank", fontsize=8)
+    ranks.set_ylabel(f"change, {unit}", fontsize=8)
+    ranks.legend(fontsize=7, frameon=False)
+    for axes in (ranks, means):
+        axes.axhline(0, color="#6b7280", linewidth=0.8, linestyle=":")
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _shared(behaviours: Sequence[run.Behaviour], size: run.Size) -> str:
+    lines = ["## One latent, several behaviours", ""]
+    for method in run.METHODS[:-1]:
+        of = {b.name: {latent for latent, _ in run.leaders(b, size)[method]} for b in behaviours}
+        shared = [f"{a} and {b}: {len(of[a] & of[b])}" for a, b in combinations(of, 2)]
+        if shared:
+            lines.append(f"- Leaders by {method} (of {size.latents}) that two behaviours share: {', '.join(shared)}.")
+    return "\n".join(lines) + "\n"
+
+
+def _said(e: Estimate, scale: float) -> str:
+    n = _digits(scale)
+    return f"{scale * e.mean:+.{n}f} [{scale * e.low:+.{n}f}, {scale * e.high:+.{n}f}]"
+
+
+def _digits(scale: float) -> int:
+    return 1 if scale == 100 else 3

@@ -1,0 +1,132 @@
+"""`trimtab report`: what it shows is true, and a browser lays it out."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner, Result
+
+from tests.bundles import random_bundle
+from trimtab.attribution.authored import Authored
+from trimtab.attribution.bundle import Bundle
+from trimtab.attribution.hand_picked import hand_picked
+from trimtab.attribution.model import SplitModel, pad
+from trimtab.attribution.pairs import Completion, shipped_pairs
+from trimtab.attribution.report.examples import of_pairs, of_sae
+from trimtab.attribution.report_command import report
+from trimtab.attribution.sae import SAE, shipped_sae
+
+app = typer.Typer()
+app.command()(report)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    edit = Authored.of("add", 0.1, "max_act", "completion")
+    return hand_picked(
+        "883,1693",
+        sae=None,
+        model="smollm2-135m-instruct",
+        name="picked",
+        behaviour="says <b>it</b> is software",
+        edit=edit,
+    )
+
+
+@pytest.fixture(scope="module")
+def pages(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report on the bundle, with the examples of three pairs."""
+    folder = tmp_path_factory.mktemp("report")
+    bundle.save(folder / "picked.safetensors")
+    (folder / "few.jsonl").write_text("\n".join(shipped_pairs().read_text().splitlines()[:3]) + "\n")
+    result = run(folder / "picked.safetensors", "--pairs", folder / "few.jsonl", "--out", folder / "picked.html")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_examples_are_where_the_latent_fires(
+    bundle: Bundle, sae: SAE, model: SplitModel, tokenizer: Any, completions: list[Completion]
+) -> None:
+    shown = of_pairs(model, tokenizer, bundle, completions, n=2)
+    for latent in (883, 1693):
+        phi = [
+            sae.encode(model.lower(pad([c]))[0, 1 : len(c.ids) - 1], torch.tensor([latent])).max() for c in completions
+        ]
+        top = sorted((float(a) for a in phi if a > 0), reverse=True)[:2]
+        assert [example.activation for example in shown[latent]] == pytest.approx(top, rel=1e-4)
+        assert all(max(a for _, a in example.tokens) == example.activation for example in shown[latent])
+    of_text = of_sae(shipped_sae(), [883, 1693])
+    assert of_text[1693][0].activation >= of_text[1693][-1].activation > 0
+
+
+def test_the_page_holds_what_its_json_holds(pages: Path) -> None:
+    found, page = json.loads((pages / "picked.json").read_text()), (pages / "picked.html").read_text()
+    assert [card["latent"] for card in found["cards"]] == [883, 1693]
+    for card in found["cards"]:
+        assert len(card["promoted"]) == len(card["suppressed"]) == 8
+        assert card["on_sae_text"]
+        for token in card["promoted"]:
+            assert html.escape(token, quote=False) in html.unescape(page).replace(
+                "&", "&amp;"
+            ) or token in html.unescape(page)
+    assert found["content_hash"] in page
+    assert "says &lt;b&gt;it&lt;/b&gt; is software" in page
+    assert "<script" not in page
+    assert not re.search(r"""(?:src|href)=["']https?:""", page)
+
+
+def test_refusals(pages: Path, tmp_path: Path) -> None:
+    bundle = pages / "picked.safetensors"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"format": "trimtab.trial", "version": 1, "bundle": {"content_hash": "sha256:other"}}))
+    random_bundle().save(tmp_path / "random.safetensors")
+    for arguments, says in (
+        ([bundle, "--trial", tmp_path / "none.json"], "cannot read"),
+        ([bundle, "--trial", bundle], "is no result of a trial"),
+        ([bundle, "--trial", other], "give the bundle that was tried"),
+        ([tmp_path / "random.safetensors", "--model", "smollm2-135m-instruct"], "was made for tiny"),
+    ):
+        result = run(*arguments, "--out", tmp_path / "r.html")
+        assert (result.exit_code, result.stderr.count("error:")) == (2, 1), result.output
+        assert says in " ".join(result.stderr.split())
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_lays_it_out_without_scrolling_sideways(pages: Path, tmp_path: Path, width: int) -> None:
+    """Chromium (Debian's package) runs a script that is added to a copy of the page, and says what it measured."""
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "apt-get install chromium"
+    measure = "<script>document.title = document.documentElement.scrollWidth - window.innerWidth</script>"
+    copy = tmp_path / "page.html"
+    copy.write_text((pages / "picked.html").read_text() + measure)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    shown = subprocess.run(
+        [chromium, *flags, f"--window-size={width},900", "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    (excess,) = re.findall(r"<title>(-?\d+)</title>", shown)
+    assert int(excess) <= 0
+    assert shown.count("panel card") == 2
