@@ -128,7 +128,7 @@ def _latencies(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
         for edit, parts in results["admission"].items():
             shares = ", ".join(f"{name} {parts[name]:.2f}" for name in ("service", "engine", "worker"))
             lines.append((edit, f"{parts['total']:.2f} ({shares})"))
-        found.append(("admission of a new plan, milliseconds, median of 200", lines))
+        found.append(("admission of a new plan, CPU milliseconds, median of 200", lines))
     for n, by_edit in results.get("step", {}).items():
         lines = [(edit, f"{milliseconds:.3f}") for edit, milliseconds in by_edit.items()]
         found.append((f"added to a decode step of {n}, in the worker, CPU milliseconds, median of 200", lines))
