@@ -64,6 +64,17 @@ test-ray: $(READY) ## steering over two local Ray nodes (docs/parallel.md); inst
 	PYTHONPATH=build/ray:. $(BIN)/python -m tests.parity.ray_on_cpu pipeline_parallel_size
 	PYTHONPATH=build/ray:. $(BIN)/python -m tests.parity.ray_on_cpu tensor_parallel_size
 
+.PHONY: test-typescript typescript-wire
+TYPESCRIPT := cd clients/typescript &&
+
+test-typescript: $(READY) ## the TypeScript client: types, both builds, the cases, and the real server; needs Node 20.3 or later and npm
+	$(TYPESCRIPT) npm ci --no-audit --no-fund && npm run check && npm run build && npm test
+	$(BIN)/python -m pytest tests/client/typescript.py
+
+typescript-wire: $(READY) ## regenerate the TypeScript client's types of the `steering` field from the server's JSON Schema
+	$(BIN)/python -c 'import json; from trimtab.server.steering import Steering; print(json.dumps(Steering.model_json_schema()))' \
+		| ($(TYPESCRIPT) node scripts/wire.mjs > wire.ts~ && mv wire.ts~ src/wire.ts)
+
 architectures: $(READY) ## every architecture beside transformers, and the table of docs/architectures.md; resumable
 	$(BIN)/python -m tests.parity.architectures --write
 
