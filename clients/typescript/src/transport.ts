@@ -98,7 +98,8 @@ export class Transport {
     const cancel = () => limit.abort();
     let response: Response | undefined;
     try {
-      response = await this.#fetch(this.#root + request.path, { ...this.#init(request), signal });
+      const fetch = this.#fetch; // called as a function: a browser's own refuses to be anybody's method
+      response = await fetch(this.#root + request.path, { ...this.#init(request), signal });
       if (response.ok) return { response, signal, release, cancel };
       const text = await response.text();
       release();

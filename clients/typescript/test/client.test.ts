@@ -103,6 +103,14 @@ test("a reply that takes too long is a time-out, and was asked for again", async
   expect(requests).toBe(2);
 });
 
+test("a fetch of one's own is called as a function, as a browser's must be", async () => {
+  const own = async function (this: unknown) {
+    expect(this).toBeUndefined();
+    return new Response('{"data": []}');
+  };
+  expect(await new Trimtab("http://fake", { fetch: own }).steering.bundles()).toEqual([]);
+});
+
 test("where nobody listens, the error says so", async () => {
   const server = createServer().listen(0, "127.0.0.1");
   await once(server, "listening");
