@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,15 +37,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A running server with an empty database."""
     binaries = _binaries()
-    data = folder / "data"
+    # Not in pytest's own folders: each run closes those to others, and `postgres` is one.
+    folder = Path(tempfile.mkdtemp(prefix="trimtab-postgresql-"))
     folder.chmod(0o711)
-    for parent in folder.parents:  # pytest's folders are closed to others, and `postgres` is one.
-        if parent == Path("/tmp") or parent == parent.parent:
-            break
-        parent.chmod(parent.stat().st_mode | 0o011)
+    data = folder / "data"
     data.mkdir()
     user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
     if user:
@@ -76,6 +75,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield made
     finally:
         made.stop()
+        shutil.rmtree(folder)
 
 
 def _run(command: list[str | Path]) -> None:

@@ -12,9 +12,9 @@ from trimtab.server.database.database import Database
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL database; what a test leaves in it is dropped before the next."""
-    with cluster(tmp_path_factory.mktemp("postgresql")) as running:
+    with cluster() as running:
         yield running.url
 
 
