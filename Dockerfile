@@ -35,9 +35,9 @@ RUN apt-get update \
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1
 WORKDIR /src
 COPY server/deploy/constraints.txt ./
-ARG PIP_ARGS=""
 
 FROM build AS build-cpu
+ARG PIP_ARGS=""
 # The CPU build of PyTorch first: vLLM's CPU wheel asks for exactly it, and pip's default choice may be a CUDA build.
 # PIP_ARGS is several words.
 # hadolint ignore=SC2086
@@ -53,6 +53,7 @@ RUN /opt/trimtab/bin/pip install $PIP_ARGS -c constraints.txt '.[cpu]' torch==2.
     && /opt/trimtab/bin/pip uninstall -y torchvision torchaudio torchcodec
 
 FROM build AS build-cuda
+ARG PIP_ARGS=""
 COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY attribution attribution
