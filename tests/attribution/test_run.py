@@ -151,7 +151,8 @@ def test_two_processes_are_one(room: Path, tmp_path: Path, uninterrupted: Result
     assert done.returncode == 0, done.stderr
     found = Bundle.load(out)
     assert found.header.provenance["processes"] == 2
-    assert same(numbers(found), numbers(uninterrupted), 1e-3 if more else 1e-6)
+    # Each process adds up its own passes in fp32, so the order of the sums is another one.
+    assert same(numbers(found), numbers(uninterrupted), 1e-3 if more else 1e-4)
     assert list(tmp_path.iterdir()) == [out]
 
 
