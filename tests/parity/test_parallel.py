@@ -185,6 +185,7 @@ def test_bundles_come_and_go_in_every_stage(pipeline: Engine) -> None:
     assert [report["requests"] for report in pipeline.llm.collective_rpc("trimtab_handshake")] == [0, 0]
 
 
+@pytest.mark.slow
 def test_stages_and_ranks_answer_alike(tensor: Engine, pipeline: Engine) -> None:
     for engine in (tensor, pipeline):
         engine.cold()
