@@ -96,7 +96,7 @@ def test_samples_and_log_probabilities(inference: Any) -> None:
 
 def test_arms_run_side_by_side_with_one_seed(inference: Any) -> None:
     chat = v1.ChatCompleteRequest(
-        model=MODEL, messages=CHAT.messages, sampling=v1.Sampling(temperature=1, max_tokens=12, ignore_eos=True)
+        model=MODEL, messages=CHAT.messages, sampling=v1.Sampling(temperature=1, seed=5, max_tokens=48, ignore_eos=True)
     )
     arms = [
         v1.Arm(name="control"),

@@ -217,20 +217,22 @@ class Applied(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., plan: _Optional[str] = ..., bundles: _Optional[_Iterable[str]] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., hook_points: _Optional[_Iterable[_Union[HookPointProof, _Mapping]]] = ..., reason: _Optional[str] = ..., mean_relative_norm: _Optional[float] = ..., gate_firing_count: _Optional[int] = ..., special_token_count: _Optional[int] = ...) -> None: ...
 
 class RecommendedEdit(_message.Message):
-    __slots__ = ("latent", "vector", "operation", "amount", "unit", "scope")
+    __slots__ = ("latent", "vector", "operation", "amount", "unit", "scope", "exclude_special")
     LATENT_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     AMOUNT_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
     latent: int
     vector: str
     operation: Operation
     amount: float
     unit: Unit
     scope: ScopeTokens
-    def __init__(self, latent: _Optional[int] = ..., vector: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., amount: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., scope: _Optional[_Union[ScopeTokens, str]] = ...) -> None: ...
+    exclude_special: bool
+    def __init__(self, latent: _Optional[int] = ..., vector: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., amount: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., scope: _Optional[_Union[ScopeTokens, str]] = ..., exclude_special: _Optional[bool] = ...) -> None: ...
 
 class BundleSummary(_message.Message):
     __slots__ = ("name", "content_hash", "behaviour", "model", "hook_point", "latent_count", "vector_count", "edits", "pinned")

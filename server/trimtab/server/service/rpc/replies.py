@@ -140,6 +140,7 @@ def _recommended(edit: Mapping[str, Any]) -> steering.RecommendedEdit:
         operation=f"OPERATION_{edit['operation'].upper()}",
         unit=f"UNIT_{edit.get('unit', 'raw').upper()}",
         scope=f"SCOPE_TOKENS_{edit.get('scope', 'all').upper()}",
+        exclude_special=edit.get("exclude_special", False),
         **{name: edit[name] for name in ("latent", "vector", "amount") if name in edit},
     )
 
