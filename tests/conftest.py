@@ -30,6 +30,27 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ["TRIMTAB_DATABASE"] = f"sqlite:///{Path(tempfile.mkdtemp(prefix='trimtab-')) / 'trimtab.db'}"
 
 
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares an engine runs in one process: one group has the offline engine, one has the server, and a file with neither
+    is a group by itself. The long ones come first; without processes (`make test` has two) the two engines never run side by side."""
+
+    def group(item: pytest.Item) -> tuple[int, str]:
+        fixtures = getattr(item, "fixturenames", ())
+        path = item.path.relative_to(TESTS).as_posix()
+        if "engine" in fixtures and path.startswith("parity/"):
+            return 0, "engine"
+        if "server" in fixtures:
+            return 2, "server"
+        return 1 if path.startswith("parity/") else 3, path
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)[1]))
+    items.sort(key=group)
+
+
 @dataclass(frozen=True)
 class Server:
     """A running `trimtab serve`."""

@@ -54,8 +54,3 @@ def plain() -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-4000:]
     answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answers
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of the HTTP server come last, so that its engine never runs beside this one."""
-    items.sort(key=lambda item: "server" in getattr(item, "fixturenames", ()))
