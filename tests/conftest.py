@@ -34,8 +34,8 @@ TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares an engine runs in one process: one group has the offline engine, one has the server, and a file with neither
-    is a group by itself. The long ones come first; without processes (`make test` has two) the two engines never run side by side."""
+    """What shares an engine stays in one process: a group has the offline engine, another the server, and a file with neither is
+    a group by itself. The longest come first. In one process (plain `pytest`) the two engines never run side by side."""
 
     def group(item: pytest.Item) -> tuple[int, str]:
         fixtures = getattr(item, "fixturenames", ())
