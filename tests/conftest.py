@@ -33,6 +33,7 @@ os.environ["TRIMTAB_DATABASE"] = f"sqlite:///{Path(tempfile.mkdtemp(prefix='trim
 TESTS = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares an engine stays in one process: a group has the offline engine, another the server, and a file with neither is
     a group by itself. The longest come first. In one process (plain `pytest`) the two engines never run side by side."""
