@@ -18,6 +18,8 @@ TrimtabError
 ├── Tampered            the audit log, a stored bundle or a signature is not what was written
 ├── Unsupported         this server cannot do it (model, engine flag, vLLM release); says what can
 └── NotApplied          the engine ran, but the proof does not match the plan: never shown as a normal reply
+
+Those of experiments are in `experiments/errors.py`.
 """
 
 from dataclasses import dataclass

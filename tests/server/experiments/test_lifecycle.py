@@ -33,7 +33,10 @@ def test_only_coverage_changes_once_started() -> None:
 
 
 def test_every_pair_of_state_and_action_is_either_in_the_table_or_refused() -> None:
-    states: dict[str, Record] = {"draft": draft(experiment(), actor="a", reason="r", at=NOON)[0], "running": running()}
+    ramp = [{"coverage": 0.1}, {"coverage": 1.0}]
+    record, _ = draft(experiment(ramp=ramp), actor="a", reason="r", at=NOON)
+    states: dict[str, Record] = {"draft": record}
+    states["running"], _ = change(record, "start", actor="a", reason="r", at=NOON)
     states["paused"], _ = change(states["running"], "pause", actor="a", reason="r", at=NOON)
     states["stopped"], _ = change(states["running"], "stop", actor="a", reason="r", at=NOON)
     states["archived"], _ = change(states["stopped"], "archive", actor="a", reason="r", at=NOON)
@@ -55,8 +58,8 @@ def test_every_pair_of_state_and_action_is_either_in_the_table_or_refused() -> N
             allowed.add((state, action))
     assert allowed == {
         *[("draft", a) for a in ("edit", "start", "archive")],
-        *[("running", a) for a in ("ramp", "pause", "stop")],
-        *[("paused", a) for a in ("ramp", "resume", "stop")],
+        *[("running", a) for a in ("ramp", "advance", "approve", "pause", "stop", "kill", "rollback")],
+        *[("paused", a) for a in ("ramp", "approve", "resume", "stop", "kill", "rollback")],
         ("stopped", "archive"),
     }
 
@@ -82,3 +85,25 @@ def test_a_clock_that_steps_back_keeps_the_trail_in_order() -> None:
     record = running()
     later, entry = change(record, "pause", actor="ann", reason="r", at=NOON - timedelta(days=400))
     assert entry.at == later.changed_at == NOON
+
+
+def test_the_schedule_is_taken_step_by_step_and_left_by_a_ramp_by_hand() -> None:
+    record, _ = draft(experiment(ramp=[{"coverage": 0.1}, {"coverage": 0.5}]), actor="a", reason="r", at=NOON)
+    record, _ = change(record, "start", actor="a", reason="r", at=NOON, plans={"calm": "sha256:1"})
+    assert (record.coverage, record.step, record.plans) == (0.1, 0, {"calm": "sha256:1"})
+    approved, _ = change(record, "approve", actor="a", reason="r", at=NOON)
+    assert (approved.approved, approved.coverage) == (1, 0.1)
+    advanced, _ = change(approved, "advance", actor="server", reason="r", at=NOON + HOUR)
+    assert (advanced.coverage, advanced.step, advanced.covered_since) == (0.5, 1, NOON + HOUR)
+    by_hand, _ = change(record, "ramp", actor="a", reason="r", at=NOON, coverage=0.2)
+    for last, why in ((advanced, "at its last step"), (by_hand, "left by a ramp by hand")):
+        with pytest.raises(ExperimentState, match=why):
+            change(last, "advance", actor="server", reason="r", at=NOON)
+
+
+def test_a_kill_ends_requests_that_run_and_a_stop_does_not() -> None:
+    ends = {
+        action: change(running(), action, actor="a", reason="r", at=NOON)[0].ends_running
+        for action in ("stop", "kill", "rollback")
+    }
+    assert ends == {"stop": False, "kill": True, "rollback": False}

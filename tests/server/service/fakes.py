@@ -86,7 +86,7 @@ def gate(operator_key: str | None = None, drain: Drain | None = None) -> Gate:
 class NoReplica:
     """In the place of a replica where no route of administration is called; one needs a shelf, and so an engine."""
 
-    registry = None
+    registry = experiments = measurements = None
 
     class follower:
         """The database was heard of just now."""

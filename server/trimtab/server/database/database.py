@@ -4,6 +4,7 @@
     with database.change("key:ab12cd34") as change:                all or nothing
         change.connection.execute(…)
         change.record("bundle.promote", "calm:v3", {"reason": …})
+    with database.append() as connection: …                        measurements, which are no change of the fleet: no entry
 
 The number of the last audit entry is the version of the whole database: `sequence()` tells a replica cheaply whether it has to
 look again. Calls block; on an event loop use `asyncio.to_thread`.
@@ -175,6 +176,16 @@ class Database:
         with self._begin(write=True) as connection:
             yield Change(connection, actor, text_of(self._clock()))
 
+    @contextmanager
+    def append(self) -> Iterator[Connection]:
+        """A connection that writes what nobody has to read anew after; PostgreSQL lets several do so at once.
+
+        Raises:
+            Unavailable: the database cannot be reached, or others wrote to it for too long.
+        """
+        with self._begin(write=True, alone=False) as connection:
+            yield connection
+
     def sequence(self) -> int:
         """The number of the last change, 0 before the first."""
         with self.read() as connection:
@@ -194,13 +205,13 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def _begin(self, *, write: bool) -> Iterator[Connection]:
+    def _begin(self, *, write: bool, alone: bool = True) -> Iterator[Connection]:
         options: dict[str, Any] = {_WRITE: write}
         if not self.is_sqlite and not write:
             options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         try:
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
-                if write and not self.is_sqlite:
+                if write and alone and not self.is_sqlite:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
                 yield connection
         except PoolTimeout as e:

@@ -3,9 +3,37 @@
 A change here goes with a migration in `migrations/versions`; a test holds the two together.
 """
 
-from sqlalchemy import Boolean, Column, ForeignKey, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
-__all__ = ["api_key", "audit", "blob", "bundle_version", "metadata", "secret_check", "steering_default", "switch"]
+__all__ = [
+    "api_key",
+    "audit",
+    "blob",
+    "bundle_version",
+    "experiment",
+    "experiment_entry",
+    "experiment_tally",
+    "exposure",
+    "holdout",
+    "metadata",
+    "outcome",
+    "secret_check",
+    "steering_default",
+    "switch",
+]
 
 metadata = MetaData(
     naming_convention={
@@ -98,4 +126,78 @@ switch = Table(
     Column("reason", Text, nullable=False),
     Column("actor", String(128), nullable=False),
     Column("at", String(32), nullable=False),
+)
+
+experiment = Table(
+    "experiment",
+    metadata,
+    Column("key", String(63), primary_key=True),
+    Column("definition", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("coverage", Double, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("changed_at", String(32), nullable=False),
+    Column("covered_since", String(32), nullable=False),
+    Column("started_at", String(32)),
+    Column("step", Integer),
+    Column("approved", Integer, nullable=False),
+    Column("plans", Text, nullable=False),
+    Column("ends_running", Boolean, nullable=False),
+)
+
+experiment_entry = Table(
+    "experiment_entry",
+    metadata,
+    Column("experiment", String(63), ForeignKey("experiment.key"), primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("action", String(16), nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("coverage", Double, nullable=False),
+)
+
+holdout = Table(
+    "experiment_holdout",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("share", Double, nullable=False),
+)
+
+# The tables below are written by the thousand and are no changes of the fleet: nobody has to read anew after them.
+exposure = Table(
+    "exposure",
+    metadata,
+    Column("response_id", String(64), primary_key=True),
+    Column("experiment", String(63), nullable=False),
+    Column("arm", String(63), nullable=False),
+    Column("unit", String(64), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("at", String(32), nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("triggered", Boolean, nullable=False),
+    Column("status", String(16), nullable=False),
+    Index("ix_exposure_experiment_unit", "experiment", "unit"),
+    Index("ix_exposure_experiment_response_id", "experiment", "response_id"),
+)
+
+outcome = Table(
+    "outcome",
+    metadata,
+    Column("subject", String(64), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("event", String(64), primary_key=True),
+    Column("value", Double, nullable=False),
+    Column("at", String(32), nullable=False),
+    Column("received_at", String(32), nullable=False),
+)
+
+experiment_tally = Table(
+    "experiment_tally",
+    metadata,
+    Column("experiment", String(63), primary_key=True),
+    Column("replica", String(32), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("count", BigInteger, nullable=False),
 )

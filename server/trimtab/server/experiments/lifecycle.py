@@ -1,18 +1,25 @@
 """The life of an experiment, draft → running ⇄ paused → stopped → archived, as pure functions; every change leaves an entry.
 
-    action   from             to         may change
-    edit     draft            draft      the definition
-    start    draft            running    coverage := the first step of the ramp
-    ramp     running, paused  same       coverage, upwards or downwards; no unit ever moves between arms (`assignment`)
-    pause    running          paused
-    resume   paused           running
-    stop     running, paused  stopped    coverage := 0, with the reason it is over
-    archive  draft, stopped   archived
+    action    from             to         may change
+    edit      draft            draft      the definition
+    start     draft            running    coverage := the first step of the ramp
+    ramp      running, paused  same       coverage, upwards or downwards; no unit ever moves between arms (`assignment`)
+    advance   running          running    coverage := the next step of the ramp schedule
+    approve   running, paused  same       the next step of the schedule may be taken
+    pause     running          paused
+    resume    paused           running
+    stop      running, paused  stopped    coverage := 0, with the reason it is over; requests that run finish as they began
+    kill      running, paused  stopped    likewise, and requests that run end with an error
+    rollback  running, paused  stopped    likewise, by the server itself; requests that run finish
+    archive   draft, stopped   archived
+
+A ramp by hand leaves the schedule; from then on every ramp is by hand.
 
 The clock is the caller's; one that steps back is held at the latest time seen, so entries stay in order.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -22,15 +29,21 @@ from trimtab.server.experiments.errors import ExperimentState, StaleRevision
 __all__ = ["Action", "Entry", "Record", "State", "change", "draft"]
 
 State = Literal["draft", "running", "paused", "stopped", "archived"]
-Action = Literal["edit", "start", "ramp", "pause", "resume", "stop", "archive"]
+Action = Literal[
+    "edit", "start", "ramp", "advance", "approve", "pause", "resume", "stop", "kill", "rollback", "archive"
+]
 
 _MOVES: dict[Action, dict[State, State]] = {
     "edit": {"draft": "draft"},
     "start": {"draft": "running"},
     "ramp": {"running": "running", "paused": "paused"},
+    "advance": {"running": "running"},
+    "approve": {"running": "running", "paused": "paused"},
     "pause": {"running": "paused"},
     "resume": {"paused": "running"},
     "stop": {"running": "stopped", "paused": "stopped"},
+    "kill": {"running": "stopped", "paused": "stopped"},
+    "rollback": {"running": "stopped", "paused": "stopped"},
     "archive": {"draft": "archived", "stopped": "archived"},
 }
 
@@ -49,6 +62,14 @@ class Record:
     covered_since: datetime
     """When the coverage last changed: a hold is counted from here."""
     started_at: datetime | None = None
+    step: int | None = 0
+    """Of the ramp schedule, the step that was taken last; None once a ramp by hand has left it."""
+    approved: int = 0
+    """The last step that a person has approved."""
+    plans: Mapping[str, str] = field(default_factory=dict)
+    """By arm, the hash of the plan that its steering compiled to when the experiment was started: another is refused."""
+    ends_running: bool = False
+    """Requests that ran when it was stopped end with an error."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +103,11 @@ def change(
     revision: int | None = None,
     coverage: float | None = None,
     definition: Experiment | None = None,
+    plans: Mapping[str, str] | None = None,
 ) -> tuple[Record, Entry]:
     """The experiment after `action`, and the entry for it; `revision`, if given, must be the record's.
+
+    `plans` goes with `start`.
 
     Raises:
         StaleRevision: it has changed since the caller read it.
@@ -107,15 +131,26 @@ def change(
     if definition is not None and definition.key != key:
         raise ExperimentState(f"an experiment keeps its key, {key!r}; make another", field="definition.key")
 
+    following = None if record.step is None else record.step + 1
+    if action in ("advance", "approve") and (following is None or following >= len(record.definition.ramp)):
+        why = "left by a ramp by hand" if following is None else "at its last step"
+        raise ExperimentState(f"the ramp schedule of experiment {key!r} is {why}; ramp it to a coverage")
+
     at = max(at, record.changed_at)
     new = replace(record, state=state, revision=record.revision + 1, changed_at=at)
     match action:
         case "start":
-            new = replace(new, coverage=record.definition.ramp[0].coverage, covered_since=at, started_at=at)
-        case "stop":
-            new = replace(new, coverage=0.0, covered_since=at)
+            first = record.definition.ramp[0].coverage
+            new = replace(new, coverage=first, covered_since=at, started_at=at, plans=dict(plans or {}))
+        case "stop" | "rollback" | "kill":
+            new = replace(new, coverage=0.0, covered_since=at, ends_running=action == "kill")
         case "ramp" if coverage is not None:
-            new = replace(new, coverage=coverage, covered_since=at)
+            new = replace(new, coverage=coverage, covered_since=at, step=None)
+        case "advance" if following is not None:
+            step = record.definition.ramp[following]
+            new = replace(new, coverage=step.coverage, covered_since=at, step=following)
+        case "approve" if following is not None:
+            new = replace(new, approved=following)
         case "edit" if definition is not None:
             new = replace(new, definition=definition)
     entry = Entry(

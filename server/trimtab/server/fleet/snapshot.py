@@ -7,6 +7,8 @@ import sqlalchemy as sa
 
 from trimtab.server.database.database import Database
 from trimtab.server.database.schema import audit
+from trimtab.server.experiments.lifecycle import Record
+from trimtab.server.experiments.store import holdout_of, records_of
 from trimtab.server.fleet.defaults import Defaults, defaults_of
 from trimtab.server.fleet.switch import OFF, Switch, switch_of
 from trimtab.server.keys.key import Key
@@ -27,6 +29,10 @@ class Snapshot:
     keys: tuple[Key, ...]
     defaults: Defaults
     switch: Switch
+    experiments: tuple[Record, ...] = ()
+    """Those that have been started and are not archived, the first that was started first."""
+    holdout: float = 0.0
+    """The share of the units that no experiment takes in."""
 
     @cached_property
     def by_reference(self) -> dict[str, Version]:
@@ -61,4 +67,10 @@ def read_snapshot(database: Database) -> Snapshot:
             keys=keys_of(connection),
             defaults=defaults_of(connection),
             switch=switch_of(connection),
+            experiments=tuple(sorted(records_of(connection, "running", "paused", "stopped"), key=_order)),
+            holdout=holdout_of(connection),
         )
+
+
+def _order(record: Record) -> tuple[str, str]:
+    return str(record.started_at), record.definition.key

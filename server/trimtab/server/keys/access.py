@@ -15,6 +15,8 @@ _READ: tuple[Scope, ...] = ("infer", "steer", "author", "admin")
 _AUTHOR: tuple[Scope, ...] = ("author",)
 _REGISTRY: tuple[Scope, ...] = ("author", "admin")
 _ADMIN: tuple[Scope, ...] = ("admin",)
+_WATCH: tuple[Scope, ...] = ("observe", "admin")
+_TELL: tuple[Scope, ...] = ("infer", "admin")
 
 ROUTES: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", "/livez"): OPEN,
@@ -58,6 +60,25 @@ ROUTES: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("POST", "/admin/v1/kill"): _ADMIN,
     ("DELETE", "/admin/v1/kill"): _ADMIN,
     ("GET", "/admin/v1/audit"): ("observe", "admin"),
+    ("GET", "/admin/v1/experiments"): _WATCH,
+    ("POST", "/admin/v1/experiments"): _ADMIN,
+    ("GET", "/admin/v1/experiments/{key}"): _WATCH,
+    ("PUT", "/admin/v1/experiments/{key}"): _ADMIN,
+    ("POST", "/admin/v1/experiments/{key}/start"): _ADMIN,
+    ("POST", "/admin/v1/experiments/{key}/ramp"): _ADMIN,
+    ("POST", "/admin/v1/experiments/{key}/approve"): _ADMIN,
+    ("POST", "/admin/v1/experiments/{key}/pause"): _ADMIN,
+    ("POST", "/admin/v1/experiments/{key}/resume"): _ADMIN,
+    ("POST", "/admin/v1/experiments/{key}/stop"): _ADMIN,
+    ("POST", "/admin/v1/experiments/{key}/kill"): _ADMIN,
+    ("POST", "/admin/v1/experiments/{key}/archive"): _ADMIN,
+    ("GET", "/admin/v1/experiments/{key}/health"): _WATCH,
+    ("GET", "/admin/v1/experiments/{key}/results"): _WATCH,
+    ("GET", "/admin/v1/experiments/{key}/exposures"): _WATCH,
+    ("GET", "/admin/v1/experiments/{key}/outcomes"): _WATCH,
+    ("GET", "/admin/v1/holdout"): _WATCH,
+    ("PUT", "/admin/v1/holdout"): _ADMIN,
+    ("POST", "/v1/outcomes"): _TELL,
     ("GRPC", "/trimtab.v1.InferenceService/Generate"): _INFER,
     ("GRPC", "/trimtab.v1.InferenceService/StreamGenerate"): _INFER,
     ("GRPC", "/trimtab.v1.InferenceService/ChatComplete"): _INFER,

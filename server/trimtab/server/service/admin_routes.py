@@ -30,18 +30,20 @@ from trimtab.server.registry.version import Running, Version, split
 from trimtab.server.service import body
 from trimtab.server.service.replica import Replica
 
-__all__ = ["add_admin_routes"]
+__all__ = ["Body", "Reason", "actor", "add_admin_routes", "number", "parsed"]
 
 _OCTETS = "application/octet-stream"
 _MAX_ENTRIES = 1000
 Reason = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """The JSON of a request."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Promotion(_Body):
+class Promotion(Body):
     """What goes with a promotion."""
 
     reason: Reason = ""
@@ -49,20 +51,20 @@ class Promotion(_Body):
     """Make it what the name alone means, too."""
 
 
-class Choice(_Body):
+class Choice(Body):
     """What goes with a new default, and with a rotation or revocation of a key."""
 
     reason: Reason = ""
 
 
-class Revocation(_Body):
+class Revocation(Body):
     """What goes with the revocation of a version."""
 
     reason: Annotated[Reason, Field(min_length=1)]
     running: Running = "end"
 
 
-class NewKey(_Body):
+class NewKey(Body):
     """A key to be made."""
 
     label: Annotated[str, Field(min_length=1, max_length=100)]
@@ -71,21 +73,21 @@ class NewKey(_Body):
     expires_at: AwareDatetime | None = None
 
 
-class Rotation(_Body):
+class Rotation(Body):
     """What goes with the rotation of a key."""
 
     grace_seconds: Annotated[int, Field(ge=0, le=90 * 86400)] = 0
     """How long the old key goes on."""
 
 
-class NewDefault(_Body):
+class NewDefault(Body):
     """Default steering to be set."""
 
     steering: dict[str, Any]
     reason: Reason = ""
 
 
-class Kill(_Body):
+class Kill(Body):
     """How the kill switch is thrown."""
 
     mode: Mode = "unsteered"
@@ -95,7 +97,7 @@ class Kill(_Body):
     reason: Annotated[Reason, Field(min_length=1)]
 
 
-Parsed = TypeVar("Parsed", bound=_Body)
+Parsed = TypeVar("Parsed", bound=Body)
 
 
 def add_admin_routes(app: FastAPI, replica: Replica) -> None:
@@ -108,15 +110,15 @@ def add_admin_routes(app: FastAPI, replica: Replica) -> None:
         return JSONResponse(replica.catalogue.snapshot.switch.document)
 
     async def throw(request: Request) -> Response:
-        kill = await _parsed(request, Kill)
+        kill = await parsed(request, Kill)
         options = {"reason": kill.reason, "running": kill.running, "fallback": kill.fallback}
         return JSONResponse(
-            (await replica.change(replica.switch.throw, kill.mode, actor=_actor(request), **options)).document
+            (await replica.change(replica.switch.throw, kill.mode, actor=actor(request), **options)).document
         )
 
     async def resume(request: Request) -> Response:
         reason = request.query_params.get("reason") or "resumed"
-        switch = await replica.change(replica.switch.throw, "off", actor=_actor(request), reason=reason)
+        switch = await replica.change(replica.switch.throw, "off", actor=actor(request), reason=reason)
         return JSONResponse(switch.document)
 
     app.add_route("/admin/v1/kill", show_switch, methods=["GET"])
@@ -124,7 +126,7 @@ def add_admin_routes(app: FastAPI, replica: Replica) -> None:
     app.add_route("/admin/v1/kill", resume, methods=["DELETE"])
 
     async def entries(request: Request) -> Response:
-        after, limit = _number(request, "after", 0, 2**31 - 1), _number(request, "limit", _MAX_ENTRIES, _MAX_ENTRIES)
+        after, limit = number(request, "after", 0, 2**31 - 1), number(request, "limit", _MAX_ENTRIES, _MAX_ENTRIES)
         found = await asyncio.to_thread(replica.database.entries, after=after, limit=limit)
         return JSONResponse({"object": "list", "data": [entry._asdict() for entry in found]})
 
@@ -146,7 +148,7 @@ def _add_bundles(app: FastAPI, replica: Replica) -> None:
     async def upload(request: Request) -> Response:
         signature = _signature(request)
         data = await body.read(request.stream(), request.headers, media=_OCTETS, most=MAX_BUNDLE_BYTES)
-        version, is_new = await replica.change(registry.upload, data, actor=_actor(request), signature=signature)
+        version, is_new = await replica.change(registry.upload, data, actor=actor(request), signature=signature)
         return JSONResponse(shown(version), 201 if is_new else 200)
 
     async def show(request: Request) -> Response:
@@ -158,17 +160,17 @@ def _add_bundles(app: FastAPI, replica: Replica) -> None:
         return Response(data, media_type=_OCTETS, headers={"x-content-digest": version.file_digest})
 
     async def promote(request: Request) -> Response:
-        asked = await _parsed(request, Promotion)
-        options = {"actor": _actor(request), "reason": asked.reason, "default": asked.default}
+        asked = await parsed(request, Promotion)
+        options = {"actor": actor(request), "reason": asked.reason, "default": asked.default}
         return JSONResponse(shown(await replica.change(registry.promote, *_reference(request), **options)))
 
     async def set_default(request: Request) -> Response:
-        options = {"actor": _actor(request), "reason": (await _parsed(request, Choice)).reason}
+        options = {"actor": actor(request), "reason": (await parsed(request, Choice)).reason}
         return JSONResponse(shown(await replica.change(registry.set_default, *_reference(request), **options)))
 
     async def revoke(request: Request) -> Response:
-        asked = await _parsed(request, Revocation)
-        options = {"actor": _actor(request), "reason": asked.reason, "running": asked.running}
+        asked = await parsed(request, Revocation)
+        options = {"actor": actor(request), "reason": asked.reason, "running": asked.running}
         return JSONResponse(shown(await replica.change(registry.revoke, *_reference(request), **options)))
 
     app.add_route("/admin/v1/bundles", list_versions, methods=["GET"])
@@ -186,27 +188,27 @@ def _add_keys(app: FastAPI, replica: Replica) -> None:
         return JSONResponse({"object": "list", "data": [_key(key) for key in found]})
 
     async def create(request: Request) -> Response:
-        asked = await _parsed(request, NewKey)
+        asked = await parsed(request, NewKey)
         key, text = await replica.change(
             replica.keys.create,
             label=asked.label,
             scopes=parse_scopes(asked.scopes),
-            actor=_actor(request),
+            actor=actor(request),
             policy=asked.policy,
             expires_at=asked.expires_at,
         )
         return JSONResponse(_key(key) | {"key": text}, 201)
 
     async def rotate(request: Request) -> Response:
-        asked = await _parsed(request, Rotation)
+        asked = await parsed(request, Rotation)
         key_id = request.path_params["id"]
-        options = {"actor": _actor(request), "grace_seconds": asked.grace_seconds}
+        options = {"actor": actor(request), "grace_seconds": asked.grace_seconds}
         key, text = await replica.change(replica.keys.rotate, key_id, **options)
         return JSONResponse(_key(key) | {"key": text}, 201)
 
     async def revoke(request: Request) -> Response:
-        asked = await _parsed(request, Choice)
-        options = {"actor": _actor(request), "reason": asked.reason}
+        asked = await parsed(request, Choice)
+        options = {"actor": actor(request), "reason": asked.reason}
         return JSONResponse(_key(await replica.change(replica.keys.revoke, request.path_params["id"], **options)))
 
     app.add_route("/admin/v1/keys", list_keys, methods=["GET"])
@@ -228,14 +230,14 @@ def _add_defaults(app: FastAPI, replica: Replica) -> None:
 
     async def put(request: Request) -> Response:
         kind, of = subject(request)
-        asked = await _parsed(request, NewDefault)
-        options = {"actor": _actor(request), "reason": asked.reason}
+        asked = await parsed(request, NewDefault)
+        options = {"actor": actor(request), "reason": asked.reason}
         default = await replica.change(replica.defaults.put, kind, of, asked.steering, **options)
         return JSONResponse(default.document)
 
     async def remove(request: Request) -> Response:
         kind, of = subject(request)
-        await replica.change(replica.defaults.remove, kind, of, actor=_actor(request))
+        await replica.change(replica.defaults.remove, kind, of, actor=actor(request))
         return JSONResponse({"kind": kind, "subject": of, "deleted": True})
 
     app.add_route("/admin/v1/defaults", list_defaults, methods=["GET"])
@@ -244,7 +246,8 @@ def _add_defaults(app: FastAPI, replica: Replica) -> None:
         app.add_route(path, remove, methods=["DELETE"])
 
 
-def _actor(request: Request) -> str:
+def actor(request: Request) -> str:
+    """Who asks, as the audit log has it."""
     caller: Caller = request.state.caller
     return caller.name
 
@@ -253,7 +256,7 @@ def _reference(request: Request) -> tuple[str, int]:
     return split(request.path_params["reference"])
 
 
-async def _parsed(request: Request, kind: type[Parsed]) -> Parsed:
+async def parsed(request: Request, kind: type[Parsed]) -> Parsed:
     """The body as `kind`; no body at all is an empty one."""
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
     document = body.decode(await body.read(request.stream(), request.headers)) if has_body else {}
@@ -278,7 +281,8 @@ def _signature(request: Request) -> str | None:
         raise InvalidRequest([Violation("x-bundle-signature", "is not the base64 of a signature file")]) from e
 
 
-def _number(request: Request, name: str, default: int, most: int) -> int:
+def number(request: Request, name: str, default: int, most: int) -> int:
+    """A number of the query."""
     text = request.query_params.get(name, str(default))
     if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) > most:
         raise InvalidRequest([Violation(name, f"must be a number, 0 … {most}, not {text[:20]!r}")])

@@ -19,6 +19,7 @@ from trimtab.server.service import body
 from trimtab.server.service.admin_routes import add_admin_routes
 from trimtab.server.service.bundle_routes import add_bundle_routes
 from trimtab.server.service.edge import Edge, unknown_route
+from trimtab.server.service.experiment_routes import add_experiment_routes
 from trimtab.server.service.gate import Gate
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.inspect import Inspector
@@ -52,6 +53,7 @@ def build(
     add_openai_routes(app, generation, models, tokenization)
     add_bundle_routes(app, shelf)
     add_admin_routes(app, replica)
+    add_experiment_routes(app, replica)
 
     add_steering_routes(app, generation, Inspector(generation, tokenization))
 

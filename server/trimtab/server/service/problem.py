@@ -28,6 +28,7 @@ from trimtab.server.errors import (
     UnknownBundle,
     Unsupported,
 )
+from trimtab.server.experiments.errors import ExperimentState, StaleRevision, UnknownExperiment
 from trimtab.server.service.body import BodyTooLarge
 
 __all__ = ["RETRY_AFTER_SECONDS", "Problem", "Refused", "of_error", "of_exception", "of_vllm"]
@@ -118,7 +119,7 @@ def of_error(error: TrimtabError) -> Problem:
     match error:
         case InvalidSteering() | InvalidRequest():
             status, violations = 400, tuple((v.field, v.message) for v in error.violations)
-        case UnknownBundle() | NotFound():
+        case UnknownBundle() | NotFound() | UnknownExperiment():
             status = 404
         case Unauthenticated():
             status = 401
@@ -131,7 +132,7 @@ def of_error(error: TrimtabError) -> Problem:
             status = 400
         case Forbidden():
             status = 403
-        case Conflict():
+        case Conflict() | ExperimentState() | StaleRevision():
             status = 409
         case Overloaded() | Unavailable() | Draining() | Killed():
             status = 503

@@ -13,6 +13,10 @@ from typing import Any, TypeVar
 
 from trimtab.server.database.database import Database
 from trimtab.server.errors import Killed, Revoked, TrimtabError
+from trimtab.server.experiments.exposures import Exposures
+from trimtab.server.experiments.measurements import Measurements
+from trimtab.server.experiments.outcomes import Outcomes
+from trimtab.server.experiments.store import Experiments
 from trimtab.server.fleet.defaults import DefaultSteering
 from trimtab.server.fleet.follower import Follower
 from trimtab.server.fleet.snapshot import Snapshot
@@ -59,6 +63,11 @@ class Replica:
         self.keys = Keys(database, secret)
         self.switch = KillSwitch(database)
         self.defaults = DefaultSteering(database)
+        self.experiments = Experiments(database)
+        self.measurements = Measurements(database)
+        self.outcomes = Outcomes(database)
+        self.exposures = Exposures(database)
+        self.digest = secret.digest
         self.guard = Guard(secret, operator_key=operator_key)
         self.limits = Limits(max_requests)
         self.flights = Flights()
@@ -81,6 +90,7 @@ class Replica:
         await self.follower.refresh()
         await self._load()
         self._moved.clear()
+        self.exposures.start()
         self._tasks = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._keep_loaded())]
 
     async def close(self) -> None:
@@ -89,6 +99,7 @@ class Replica:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.follower.close()
+        await asyncio.to_thread(self.exposures.close)
         self.database.close()
 
     def rules(self, caller: Caller) -> Rules:
