@@ -57,6 +57,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_FAILED_OPEN: _ClassVar[Status]
     STATUS_REQUESTED: _ClassVar[Status]
     STATUS_KILLED: _ClassVar[Status]
+    STATUS_BLINDED: _ClassVar[Status]
 OPERATION_UNSPECIFIED: Operation
 OPERATION_ADD: Operation
 OPERATION_ABLATE: Operation
@@ -87,6 +88,7 @@ STATUS_NOT_REQUESTED: Status
 STATUS_FAILED_OPEN: Status
 STATUS_REQUESTED: Status
 STATUS_KILLED: Status
+STATUS_BLINDED: Status
 
 class PositionWindow(_message.Message):
     __slots__ = ("origin", "start", "stop")
@@ -189,7 +191,7 @@ class HookPointProof(_message.Message):
     def __init__(self, hook_point: _Optional[str] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., mean_relative_norm: _Optional[float] = ..., gate_firing_count: _Optional[int] = ..., special_token_count: _Optional[int] = ...) -> None: ...
 
 class Applied(_message.Message):
-    __slots__ = ("status", "plan", "bundles", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm", "hook_points", "reason", "mean_relative_norm", "gate_firing_count", "special_token_count")
+    __slots__ = ("status", "plan", "bundles", "prompt_token_count", "completion_token_count", "cached_prompt_token_count", "max_relative_norm", "hook_points", "reason", "mean_relative_norm", "gate_firing_count", "special_token_count", "experiment")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +204,7 @@ class Applied(_message.Message):
     MEAN_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
     GATE_FIRING_COUNT_FIELD_NUMBER: _ClassVar[int]
     SPECIAL_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     status: Status
     plan: str
     bundles: _containers.RepeatedScalarFieldContainer[str]
@@ -214,7 +217,16 @@ class Applied(_message.Message):
     mean_relative_norm: float
     gate_firing_count: int
     special_token_count: int
-    def __init__(self, status: _Optional[_Union[Status, str]] = ..., plan: _Optional[str] = ..., bundles: _Optional[_Iterable[str]] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., hook_points: _Optional[_Iterable[_Union[HookPointProof, _Mapping]]] = ..., reason: _Optional[str] = ..., mean_relative_norm: _Optional[float] = ..., gate_firing_count: _Optional[int] = ..., special_token_count: _Optional[int] = ...) -> None: ...
+    experiment: ExperimentArm
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., plan: _Optional[str] = ..., bundles: _Optional[_Iterable[str]] = ..., prompt_token_count: _Optional[int] = ..., completion_token_count: _Optional[int] = ..., cached_prompt_token_count: _Optional[int] = ..., max_relative_norm: _Optional[float] = ..., hook_points: _Optional[_Iterable[_Union[HookPointProof, _Mapping]]] = ..., reason: _Optional[str] = ..., mean_relative_norm: _Optional[float] = ..., gate_firing_count: _Optional[int] = ..., special_token_count: _Optional[int] = ..., experiment: _Optional[_Union[ExperimentArm, _Mapping]] = ...) -> None: ...
+
+class ExperimentArm(_message.Message):
+    __slots__ = ("key", "arm")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    arm: str
+    def __init__(self, key: _Optional[str] = ..., arm: _Optional[str] = ...) -> None: ...
 
 class RecommendedEdit(_message.Message):
     __slots__ = ("latent", "vector", "operation", "amount", "unit", "scope", "exclude_special")

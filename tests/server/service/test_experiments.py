@@ -1,5 +1,6 @@
 """Experiments over the service: a real database, a real replica, a scripted engine."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.server.experiments.examples import written
+from tests.server.experiments.examples import running, written
 from tests.server.service.test_replica import CALM, Service
 from trimtab.server.database.database import Database
+from trimtab.server.experiments.assignment import assign
+from trimtab.server.experiments.measurements import ArmCounts
 
 URL = "/admin/v1/experiments"
 KEY = "calm-replies"
@@ -143,3 +146,229 @@ async def test_the_holdout_is_shown_and_set(service: Service) -> None:
     await post(service, "/admin/v1/holdout", {"share": 0.1, "reason": "x"}, method="PUT")
     assert await get(service, "/admin/v1/holdout") == {"share": 0.1}
     assert service.replica.catalogue.snapshot.holdout == 0.1
+
+
+UNITS = {
+    arm: [
+        user
+        for user in map(str, range(100))
+        if (found := assign(running(arms=ARMS), {"user": user}).arm) is not None and found.key == arm
+    ]
+    for arm in ("control", "calm")
+}
+"""Users of each arm."""
+
+
+async def begin(service: Service, **changes: Any) -> None:
+    await create(service, **changes)
+    await move(service, "start")
+    await service.will_prove({"bundle": "calm:v1"})
+
+
+def arms(service: Service) -> tuple[ArmCounts, ...]:
+    """What the database holds of them, once all is written."""
+    assert service.replica.exposures.flush(10)
+    return service.replica.measurements.read(service.replica.experiments.find(KEY)).arms
+
+
+def decisions(service: Service) -> dict[str, int]:
+    return service.replica.exposures.tallies(KEY)
+
+
+async def test_a_reply_is_of_the_arm_of_its_unit_and_says_so(service: Service) -> None:
+    await begin(service)
+    for arm, status in (("control", "not_requested"), ("calm", "applied")):
+        for unit in ({"user": UNITS[arm][0]}, {"headers": {"x-trimtab-user": UNITS[arm][0]}}):
+            reply = await service.ask(**unit)
+            steering = reply.json()["steering"]
+            assert (steering["status"], steering["experiment"]) == (status, {"key": KEY, "arm": arm})
+            assert reply.headers["x-trimtab-experiment"] == f"{KEY}={arm}"
+    stream = (await service.ask(stream=True, user=UNITS["calm"][0])).text
+    told = [json.loads(line[6:]) for line in stream.split("\n\n") if line and line != "data: [DONE]"]
+    assert [event["steering"]["experiment"]["arm"] for event in (told[0], told[-1])] == ["calm", "calm"]
+    assert [(a.n_units, a.n_requests, a.statuses) for a in arms(service)] == [
+        (1, 2, {"applied": 2}), (1, 3, {"applied": 3})
+    ]  # fmt: skip
+    count = service.registry.get_sample_value
+    labels = {"experiment": KEY, "arm": "calm", "status": "applied"}
+    assert count("trimtab_experiment_requests_total", labels) == 3
+
+
+async def test_an_outcome_joins_its_exposure_by_the_id_of_the_request(service: Service) -> None:
+    await begin(service)
+    reply = await service.ask(user=UNITS["calm"][0])
+    assert reply.status_code == 200
+    (exposure,) = await _exported(service, "exposures")
+    outcome = {"response_id": f"cmpl-{exposure['response_id']}", "name": "harm", "value": 1}
+    told = await post(service, "/v1/outcomes", {"outcomes": [outcome]})
+    assert told == {"recorded": 1, "duplicate": 0, "pending": 0}
+    (line,) = await _exported(service, "outcomes")
+    assert (line["arm"], line["value"], line["unit"]) == ("calm", 1.0, exposure["unit"])
+    assert UNITS["calm"][0] not in (exposure["unit"], line["unit"])
+    assert len(exposure["unit"]) == 64
+
+
+async def _exported(service: Service, what: str) -> list[Any]:
+    assert service.replica.exposures.flush(10)
+    lines = (await service.http.get(f"{URL}/{KEY}/{what}")).text.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+async def test_who_is_not_enrolled_is_served_as_ever_and_counted_with_the_reason(service: Service) -> None:
+    await begin(service, targeting={"plan": "pro"}, unit="user")
+    pro = {"x-trimtab-attributes": '{"plan": "pro"}'}
+    for unit in (None, "", "a\0b", "x" * 1_000_000):
+        reply = await service.ask(user=unit, headers=pro)
+        assert reply.json()["steering"] == {"status": "not_requested"}
+    await service.ask(user="1")
+    await service.ask({"bundle": "calm:v1"}, user="1", headers=pro)
+    await service.ask(model="m@calm", user="1", headers=pro)
+    await service.http.post("/admin/v1/kill", json={"reason": "x"})
+    await service.ask(user="1", headers=pro)
+    await service.http.delete("/admin/v1/kill")
+    assert decisions(service) == {
+        "missing_unit": 2, "malformed_unit": 2, "targeting": 1, "own_steering": 2, "kill_switch": 1
+    }  # fmt: skip
+    found = await get(service, f"{URL}/{KEY}/health")
+    assert (found["decisions"] | {"x": 0})["missing_unit"] == 2
+    assert (found["exposures"]["written"], found["healthy"]) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-trimtab-attributes": "plan=pro"},
+        {"x-trimtab-attributes": "[1]"},
+        {"x-trimtab-attributes": '{"user": "somebody else"}'},
+        {"x-trimtab-arm": "calm"},
+        {"x-trimtab-arm": "nowhere=calm"},
+        {"x-trimtab-arm": f"{KEY}=nowhere"},
+    ],
+)
+async def test_headers_that_cannot_be_understood_are_refused(service: Service, headers: dict[str, str]) -> None:
+    await begin(service)
+    reply = await service.ask(headers=headers, user="1")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_request")
+
+
+async def test_a_forced_arm_needs_the_scope_and_is_left_out_of_the_analysis(service: Service) -> None:
+    await begin(service)
+    admin = (await post(service, "/admin/v1/keys", {"label": "x", "scopes": ["admin"]}, 201))["key"]
+
+    async def key(*scopes: str) -> dict[str, str]:
+        headers = {"authorization": f"Bearer {admin}"}
+        made = await service.http.post("/admin/v1/keys", json={"label": "x", "scopes": scopes}, headers=headers)
+        return {"authorization": f"Bearer {made.json()['key']}", "x-trimtab-arm": f"{KEY}=calm"}
+
+    refused = await service.ask(user="1", headers=await key("infer"))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    may = await key("infer", "force")
+    for user in (UNITS["control"][0], UNITS["calm"][0], None):
+        reply = await service.ask(user=user, headers=may)
+        assert reply.json()["steering"]["experiment"] == {"key": KEY, "arm": "calm"}
+    assert service.replica.exposures.flush(10)
+    assert [a.n_requests for a in arms(service)] == [0, 0]
+    assert decisions(service) == {"forced": 3}
+    assert len(service.replica.measurements.exposures(KEY, after="", limit=9)) == 3
+
+
+async def test_a_blind_key_is_told_nothing_of_arms(service: Service) -> None:
+    await begin(service)
+    asked = {"label": "x", "scopes": ["infer"], "policy": {"blind": True}}
+    key = (await post(service, "/admin/v1/keys", asked, 201))["key"]
+    for arm in ("control", "calm"):
+        reply = await service.ask(user=UNITS[arm][0], headers={"authorization": f"Bearer {key}"})
+        assert reply.json()["steering"] == {"status": "blinded"}
+        assert reply.headers["x-steering-status"] == "blinded"
+        assert not {"x-trimtab-experiment", "x-steering-plan"} & reply.headers.keys()
+    assert [a.n_requests for a in arms(service)] == [1, 1]
+
+
+@pytest.mark.parametrize("policy", ["closed", "open"])
+async def test_an_arm_that_cannot_be_had_fails_as_the_experiment_says(service: Service, policy: str) -> None:
+    await begin(service, on_failure=policy)
+    await service.http.post("/admin/v1/bundles/calm:v1/revoke", json={"reason": "rude"})
+    reply = await service.ask(user=UNITS["calm"][0])
+    if policy == "closed":
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "experiment_arm_failed")
+        assert "was revoked: rude" in reply.json()["error"]["message"]
+    else:
+        assert (reply.status_code, reply.json()["steering"]["status"]) == (200, "failed_open")
+        assert reply.json()["steering"]["experiment"] == {"key": KEY, "arm": "calm"}
+    assert (await service.ask(user=UNITS["control"][0])).status_code == 200
+    control, calm = arms(service)
+    assert (control.statuses, calm.statuses) == ({"applied": 1}, {"failed" if policy == "closed" else "failed_open": 1})
+    assert calm.n_failed == 1
+
+
+async def test_what_the_engine_did_not_apply_is_told_of_the_arm(service: Service) -> None:
+    await begin(service)
+    service.engine.proof = None
+    assert (await service.ask(user=UNITS["calm"][0])).status_code == 500
+    assert arms(service)[1].statuses == {"not_applied": 1}
+
+
+async def test_a_default_goes_on_in_the_control_and_gives_way_to_an_arm(service: Service) -> None:
+    await begin(service)
+    await service.http.put("/admin/v1/defaults/fleet", json={"steering": {"bundle": "calm:v1", "strength": 0.5}})
+    calm = (await service.ask(user=UNITS["calm"][0])).json()["steering"]
+    assert (calm["status"], calm["source"]) == ("applied", "experiment")
+    await service.will_prove({"bundle": "calm:v1", "strength": 0.5})
+    control = (await service.ask(user=UNITS["control"][0])).json()["steering"]
+    assert (control["status"], control["source"], control["experiment"]["arm"]) == ("applied", "fleet", "control")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_kill_ends_what_the_arm_alters_even_while_the_engine_hangs(service: Service, stream: bool) -> None:
+    await begin(service)
+    hangs, released = asyncio.Event(), asyncio.Event()
+    generate = service.engine.generate
+
+    async def hung(*arguments: Any, **options: Any) -> Any:
+        async for output in generate(*arguments, **options):
+            hangs.set()
+            await released.wait()
+            yield output
+
+    service.engine.generate = hung  # type: ignore[method-assign]
+    calm = asyncio.create_task(service.ask(user=UNITS["calm"][0], stream=stream))
+    control = asyncio.create_task(service.ask(user=UNITS["control"][0], stream=stream))
+    await hangs.wait()
+    await asyncio.sleep(0.05)
+    await move(service, "kill")
+    reply = await asyncio.wait_for(calm, 2)
+    assert "was killed while this reply was written" in reply.text
+    assert not control.done()
+    released.set()
+    assert (await control).status_code == 200
+    assert [a.statuses for a in arms(service)] == [{"applied": 1}, {"ended": 1}]
+    after = await service.ask(user=UNITS["calm"][0])
+    assert after.json()["steering"] == {"status": "not_requested"}
+
+
+async def test_a_pause_lets_nobody_in(service: Service) -> None:
+    await begin(service)
+    await move(service, "pause")
+    assert (await service.ask(user=UNITS["calm"][0])).json()["steering"] == {"status": "not_requested"}
+    assert decisions(service) == {}
+
+
+async def test_a_request_is_in_the_first_experiment_that_takes_it_in(service: Service) -> None:
+    await begin(service)
+    second = written(key="second", arms=ARMS)
+    await post(service, URL, {"definition": second, "reason": "new"}, 201)
+    await post(service, f"{URL}/second/start", {"reason": "go"})
+    reply = await service.ask(user=UNITS["calm"][0])
+    assert reply.json()["steering"]["experiment"]["key"] == KEY
+    assert service.replica.exposures.tallies("second") == {"other": 1}
+    await move(service, "stop")
+    reply = await service.ask(user="5")
+    assert reply.json()["steering"]["experiment"]["key"] == "second"
+
+
+async def test_a_comparison_is_in_no_experiment(service: Service) -> None:
+    await begin(service)
+    document = {"model": "m", "prompt": "hi", "user": UNITS["calm"][0], "arms": [{"name": "plain"}]}
+    reply = await service.http.post("/v1/steering/compare", json=document)
+    assert reply.status_code == 200, reply.text
+    assert decisions(service) == {}

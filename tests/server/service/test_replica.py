@@ -53,6 +53,7 @@ class Service:
         self.replica = Replica(database, cast(Any, PlainShelf()), fingerprint="sha256:tiny", secret=Secret("s" * 32))
         self.gate = Gate(self.replica.guard, self.replica.limits, Drain())
         serving = cast(Any, ScriptedServing(self.engine))
+        metrics = Metrics(self.registry)
         self.generation = Generation(
             engine=cast(Any, self.engine),
             chat=serving,
@@ -61,10 +62,11 @@ class Service:
             models=("m",),
             bundles=self.replica.catalogue,
             on_failure="closed",
-            metrics=Metrics(self.registry),
+            metrics=metrics,
             keep_alive_seconds=0.0,
             rules=lambda: self.replica.rules(current.caller.get()),
             flights=self.replica.flights,
+            experiments=self.replica.enroller(metrics),
         )
         none = cast(Any, None)
         self.app = build(self.generation, none, none, none, self.registry, self.replica, self.gate)
@@ -90,11 +92,13 @@ class Service:
         points = dict.fromkeys(plan["hook_points"], point)
         self.engine.proof = {"plan": plan["plan"], "samples": 1, "failure": None, "hook_points": points}
 
-    async def ask(self, steering: Any = None, **fields: Any) -> httpx.Response:
+    async def ask(self, steering: Any = None, headers: Any = None, **fields: Any) -> httpx.Response:
         """The reply to a completion."""
         document = {"model": "m", "prompt": "hi", **fields}
         return await self.http.post(
-            "/v1/completions", json=document if steering is None else {**document, "steering": steering}
+            "/v1/completions",
+            json=document if steering is None else {**document, "steering": steering},
+            headers=headers,
         )
 
 

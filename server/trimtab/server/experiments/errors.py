@@ -5,12 +5,13 @@ InvalidRequest
 TrimtabError
 ├── UnknownExperiment     no experiment has that key
 ├── ExperimentState       the experiment's state does not allow the change
-└── StaleRevision         somebody else changed it since it was read
+├── StaleRevision         somebody else changed it since it was read
+└── ArmFailed             what a request's arm gives cannot be had in this replica now
 """
 
 from trimtab.server.errors import InvalidRequest, TrimtabError
 
-__all__ = ["ExperimentState", "InvalidExperiment", "StaleRevision", "UnknownExperiment"]
+__all__ = ["ArmFailed", "ExperimentState", "InvalidExperiment", "StaleRevision", "UnknownExperiment"]
 
 
 class InvalidExperiment(InvalidRequest):
@@ -35,3 +36,9 @@ class StaleRevision(TrimtabError):
     """The experiment has changed since the caller read it; read it again."""
 
     code = "STALE_REVISION"
+
+
+class ArmFailed(TrimtabError):
+    """What the arm of a request gives cannot be had here now; the experiment fails closed."""
+
+    code = "EXPERIMENT_ARM_FAILED"

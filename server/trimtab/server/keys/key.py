@@ -18,9 +18,10 @@ from trimtab.server.steering import MAX_STRENGTH, Steering
 
 __all__ = ["ANONYMOUS", "OPERATOR", "SCOPES", "Caller", "Key", "Policy", "Scope", "make", "parse_scopes", "public_part"]
 
-Scope = Literal["infer", "steer", "author", "observe", "admin"]
+Scope = Literal["infer", "steer", "author", "observe", "admin", "force"]
 """`infer`: generate, with the recommended edits of bundles. `steer`: free-form edits. `author`: upload bundles. `observe`:
-metrics and the audit log. `admin`: promote and revoke, keys, defaults, the kill switch. None of them includes another."""
+metrics, the audit log, results of experiments. `admin`: promote and revoke, keys, defaults, the kill switch, experiments.
+`force`: ask for an arm of an experiment. None of them includes another."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _KEY = re.compile(r"tt_(?P<id>[a-z2-7]{10})_(?P<secret>[A-Za-z0-9_-]{43})")
@@ -40,6 +41,8 @@ class Policy(BaseModel):
     """Least and most strength, of the request times that of each edit; null allows all."""
     opt_out: bool = False
     """Whether its requests may leave the server's default steering out, or replace it."""
+    blind: bool = False
+    """Replies to its requests do not tell of which experiment and arm they are."""
     requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] | None = None
 

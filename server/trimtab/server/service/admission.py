@@ -22,6 +22,7 @@ from trimtab.server.errors import (
 )
 from trimtab.server.fleet.switch import Switch
 from trimtab.server.plan import Plan, compile_plan
+from trimtab.server.service.arm import ArmRule
 from trimtab.server.service.rules import FREE, Rules, Source, names
 from trimtab.server.steering import Steering, parse_steering
 
@@ -52,6 +53,8 @@ class Steered(NamedTuple):
     """Who asked for it."""
     killed: Switch | None = None
     """The kill switch put its safe default in place of what was asked for."""
+    watches: bool = False
+    """Nothing is altered: the plan only reads the gates of an experiment's other arms."""
 
     @property
     def content_hashes(self) -> frozenset[str]:
@@ -78,8 +81,10 @@ def admit(
     bundles: Mapping[str, Bundle],
     on_failure: OnFailure = "closed",
     rules: Rules = FREE,
+    arm: ArmRule | None = None,
 ) -> Admission:
-    """The admitted request; `fields` are those of vLLM's request model, `on_failure` is the server's default.
+    """The admitted request; `fields` are those of vLLM's request model, `on_failure` is the server's default, `arm` that of an
+    experiment, for a request without steering of its own.
 
     Raises:
         InvalidRequest: fields that only the server may set.
@@ -87,6 +92,7 @@ def admit(
         UnknownBundle, Revoked, Unavailable: a bundle that cannot be used.
         Forbidden: what the caller may not ask for.
         Killed: the kill switch refuses what would be steered.
+        ArmFailed: what the arm gives cannot be had here.
     """
     rest = {key: value for key, value in body.items() if key != "steering"}
     steering_violations = list(_misspelt(rest, fields))
@@ -116,7 +122,7 @@ def admit(
     except InvalidSteering as e:
         steering_violations += e.violations
     asked = "steering" in body or alias is not None
-    if not asked and default is not None:
+    if not asked and default is not None and (arm is None or arm.arm.steering is None):
         steering, source = default.steering, default.kind
     if (asked or default is not None) and not opts_out and rest.get("use_beam_search"):
         steering_violations.append(Violation("use_beam_search", "cannot be steered; sample with `n` instead"))
@@ -141,6 +147,8 @@ def admit(
         raise InvalidRequest(request_violations)
     if asked:
         rules.require_choice(default, field)
+    if arm is not None:
+        return _of_arm(rest, arm, (steering, plan, source), bundles, rules)
     if steering is None or plan is None:
         return Admission(rest, None)
     policy = steering.on_failure if "on_failure" in steering.model_fields_set else on_failure
@@ -154,6 +162,25 @@ def admit(
         rest["vllm_xargs"] = {**(rest.get("vllm_xargs") or {}), XARG: plan.wire()}
     used = tuple(dict.fromkeys(rules.resolve(name) for name in names(steering)))
     return Admission(rest, Steered(plan, used, policy, source, switch), switch)
+
+
+def _of_arm(
+    rest: dict[str, Any],
+    arm: ArmRule,
+    default: tuple[Steering | None, Plan | None, Source],
+    bundles: Mapping[str, Bundle],
+    rules: Rules,
+) -> Admission:
+    """The request with what its arm gives, or with the default steering that it has anyway."""
+    own, watching = arm.compiled(rules, bundles)
+    steering, plan, source = default if own is None else (arm.arm.steering, own, "experiment")
+    if plan is None and not watching:
+        return Admission(rest, None)
+    watched = Plan.of((*(plan.rows if plan is not None else ()), *watching))
+    if watched.rows:
+        rest["vllm_xargs"] = {**(rest.get("vllm_xargs") or {}), XARG: watched.wire()}
+    used = () if steering is None else tuple(dict.fromkeys(rules.resolve(name) for name in names(steering)))
+    return Admission(rest, Steered(watched, used, arm.on_failure, source, watches=plan is None))
 
 
 def _require_known(steering: Steering, rules: Rules) -> None:

@@ -121,7 +121,7 @@ def _admitted(generation: Generation, route: Route, bodies: list[dict[str, Any]]
     unknown: list[UnknownBundle] = []
     for i, body in enumerate(bodies):
         try:
-            asked.append(generation.admit(route, body, f"{request_id}-{i}"))
+            asked.append(generation.admit(route, body, f"{request_id}-{i}", enrols=False))
         except InvalidSteering as e:
             steering += _of_arm(i, e.violations)
         except InvalidRequest as e:

@@ -3,6 +3,8 @@
 import logging
 import re
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -10,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.server.errors import Forbidden, TrimtabError
+from trimtab.server.experiments.units import PREFIX
 from trimtab.server.keys.access import methods_of, route_of
 from trimtab.server.keys.key import ANONYMOUS, Caller
 from trimtab.server.service.gate import Gate, UnknownRoute
@@ -20,7 +23,8 @@ __all__ = ["MAX_HEADERS", "MAX_HEADER_BYTES", "Edge", "unknown_route"]
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 << 10
-_TOLD = {b"x-steering-status": "steering", b"x-steering-plan": "plan"}
+_TOLD = {b"x-steering-status": "steering", b"x-steering-plan": "plan", b"x-trimtab-experiment": "experiment"}
+_PREFIX = PREFIX.encode()
 _QUIET = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 log = logging.getLogger("trimtab")
 _LOOPBACK = re.compile(r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?")
@@ -72,7 +76,7 @@ class Edge:
             served.caller = caller.name
             _from_here(caller, headers.get(b"origin"))
             scope["state"]["caller"] = caller
-            with self._gate.inside(served.method, served.path, caller, request_id):
+            with self._gate.inside(served.method, served.path, caller, request_id, _told(headers)):
                 await self._app(scope, receive, send)
         except UnknownRoute:
             return unknown_route(served.method, served.path)
@@ -118,6 +122,15 @@ class _Served:
         told = {name: self._steering[key].decode() for key, name in _TOLD.items() if key in self._steering}
         route = f"{self.method} {self.route}"
         return {"route": route, "status": self.status, "seconds": round(self.seconds, 4), "caller": self.caller, **told}
+
+
+def _told(headers: Mapping[bytes, str]) -> dict[str, str]:
+    """The headers that tell of a request's units, read as UTF-8 where they are."""
+    found = {name.decode(): value for name, value in headers.items() if name.startswith(_PREFIX)}
+    for name, value in found.items():
+        with suppress(UnicodeDecodeError):
+            found[name] = value.encode("latin-1").decode()
+    return found
 
 
 class _TooLarge(Exception):

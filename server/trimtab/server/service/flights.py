@@ -24,9 +24,11 @@ Item = TypeVar("Item")
 class Flight:
     """One request; it is under way while somebody holds this."""
 
-    def __init__(self, bundles: Collection[str]) -> None:
+    def __init__(self, bundles: Collection[str], experiment: str | None = None) -> None:
         self.bundles = frozenset(bundles)
         """Content hashes of what it is steered by."""
+        self.experiment = experiment
+        """The experiment whose arm alters it."""
         self.error: TrimtabError | None = None
         """Why it was ended."""
         self._waiting: asyncio.Task[object] | None = None
@@ -89,9 +91,9 @@ class Flights:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def start(self, bundles: Collection[str]) -> Flight:
-        """A request that is steered by bundles of these content hashes."""
-        flight = Flight(bundles)
+    def start(self, bundles: Collection[str], experiment: str | None = None) -> Flight:
+        """A request that is steered by bundles of these content hashes, or altered by an experiment."""
+        flight = Flight(bundles, experiment)
         self._flights.add(flight)
         return flight
 

@@ -3,7 +3,7 @@
 Default deny: a route that the table of `keys.access` does not have is refused, whatever the app behind would make of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from trimtab.server.errors import Draining
@@ -57,8 +57,10 @@ class Gate:
         return caller
 
     @contextmanager
-    def inside(self, method: str, path: str, caller: Caller, request_id: str) -> Iterator[None]:
-        """The request is served inside this; its caller and id are known to whatever runs there.
+    def inside(
+        self, method: str, path: str, caller: Caller, request_id: str, headers: Mapping[str, str]
+    ) -> Iterator[None]:
+        """The request is served inside this; its caller, id and headers are known to whatever runs there.
 
         Raises:
             Draining: the server takes on no new work.
@@ -70,6 +72,7 @@ class Gate:
         # Every request has a task of its own, and so a context: there is nothing to reset.
         current.caller.set(caller)
         current.request_id.set(request_id)
+        current.headers.set(headers)
         self.drain.n_active += is_work
         try:
             if is_generation(method, path):

@@ -9,8 +9,8 @@ admission, or its reply is withheld.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -31,10 +31,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from trimtab.attribution.bundle import Bundle
 from trimtab.server.errors import InvalidRequest, Killed, NotApplied, Revoked, TrimtabError, Violation
+from trimtab.server.experiments.errors import ArmFailed
+from trimtab.server.experiments.exposures import Status
 from trimtab.server.fleet.switch import OFF, Switch
-from trimtab.server.service import body
+from trimtab.server.service import body, current
 from trimtab.server.service.admission import Admission, OnFailure, Steered, admit
 from trimtab.server.service.applied import applied, failed_open, requested, unsteered
+from trimtab.server.service.arm import ArmRule
+from trimtab.server.service.enrolment import Enroller, Enrolment
 from trimtab.server.service.flights import Flight, Flights
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.problem import Problem, Refused, of_exception, of_vllm
@@ -46,6 +50,13 @@ from trimtab.server.service.witness import Witness
 __all__ = ["Asked", "Generation", "Route", "Streamed", "Whole", "checked", "parsed"]
 
 MAX_VIOLATIONS = 10
+_STATUSES: Mapping[str, Status] = {
+    "applied": "applied",
+    "not_requested": "applied",
+    "ended": "ended",
+    "abandoned": "abandoned",
+}
+"""How a request of an experiment ended, by how it ended for the count of all requests."""
 log = logging.getLogger("trimtab")
 
 
@@ -70,6 +81,12 @@ class _Ending:
     """How one request ended, for the count of them."""
 
     status: str = "abandoned"
+    n_fired: int = 0
+    """Tokens on which a gate was open."""
+    mismatched: bool = False
+    """What the engine applied is not what was asked for."""
+    failed_open: str | None = None
+    """Why the arm of its experiment could not be had, where it is served without."""
 
 
 class Asked(NamedTuple):
@@ -83,6 +100,8 @@ class Asked(NamedTuple):
     """The kill switch keeps it from being steered as asked."""
     flight: Flight
     ending: _Ending
+    enrolment: Enrolment | None = None
+    """Its part in an experiment."""
 
 
 class Whole(NamedTuple):
@@ -124,6 +143,7 @@ class Generation:
     """What the request that is being served is admitted under."""
     flights: Flights = field(default_factory=Flights)
     """Steered requests that run."""
+    experiments: Enroller | None = None
 
     @property
     def chat_route(self) -> Route:
@@ -147,8 +167,8 @@ class Generation:
             id_prefix="resp_",
         )
 
-    def admit(self, route: Route, request: bytes | Mapping[str, Any], request_id: str) -> Asked:
-        """The admitted request, from its JSON as bytes or decoded; a refusal is counted.
+    def admit(self, route: Route, request: bytes | Mapping[str, Any], request_id: str, *, enrols: bool = True) -> Asked:
+        """The admitted request, from its JSON as bytes or decoded; a refusal is counted. `enrols`: experiments may have it.
 
         Raises:
             TrimtabError: what cannot be served as asked.
@@ -156,14 +176,58 @@ class Generation:
         start = time.perf_counter()
         with self.metrics.refusals(_is_the_callers):
             document = body.decode(request) if isinstance(request, bytes) else request
-            admission = self.admission(route.admissible(document), route.model.model_fields.keys())
-            # Before anything else runs on the loop: whoever revokes a bundle finds every request that was admitted on it.
-            flight = self.flights.start(() if admission.steered is None else admission.steered.content_hashes)
-            ask = parsed(route.model, {**admission.body, "request_id": route.id_prefix + request_id})
+            enrolment = self._enrolled(document, request_id) if enrols else None
+            ending = _Ending()
+            with self._exposed(enrolment):
+                admission = self._admission_of(route, document, enrolment, ending)
+                # Before anything else runs on the loop: whoever revokes a bundle, or kills an experiment, finds every request
+                # that was admitted on it.
+                flight = self.flights.start(
+                    () if admission.steered is None else admission.steered.content_hashes,
+                    None if enrolment is None else enrolment.alters,
+                )
+                ask = parsed(route.model, {**admission.body, "request_id": route.id_prefix + request_id})
         self.metrics.admission_seconds.observe(time.perf_counter() - start)
-        return Asked(route, ask, admission.steered, admission.killed, flight, _Ending())
+        return Asked(route, ask, admission.steered, admission.killed, flight, ending, enrolment)
 
-    def admission(self, document: Mapping[str, Any], fields: Collection[str], *, to_run: bool = True) -> Admission:
+    def _enrolled(self, document: Mapping[str, Any], request_id: str) -> Enrolment | None:
+        if self.experiments is None:
+            return None
+        caller, headers = current.caller.get(), current.headers.get()
+        return self.experiments.enrol(document, self.models, caller=caller, headers=headers, request_id=request_id)
+
+    def _admission_of(
+        self, route: Route, document: Mapping[str, Any], enrolment: Enrolment | None, ending: _Ending
+    ) -> Admission:
+        """The request admitted as its arm has it; without it, where that cannot be had and the experiment fails open."""
+        fields = route.model.model_fields.keys()
+        if enrolment is None:
+            return self.admission(route.admissible(document), fields)
+        try:
+            return self.admission(route.admissible(enrolment.prompted(document)), fields, arm=enrolment.rule)
+        except ArmFailed as e:
+            if enrolment.rule.on_failure == "closed":
+                raise
+            log.error("%s", e.message)
+            ending.failed_open = e.message
+            return self.admission(route.admissible(document), fields)
+
+    @contextmanager
+    def _exposed(self, enrolment: Enrolment | None) -> Iterator[None]:
+        """What fails inside is told of the arm, or counted as refused."""
+        try:
+            yield
+        except Exception as e:
+            if enrolment is not None and self.experiments is not None:
+                if _is_the_callers(e):
+                    self.experiments.refused(enrolment)
+                else:
+                    self.experiments.expose(enrolment, "failed", n_fired=0)
+            raise
+
+    def admission(
+        self, document: Mapping[str, Any], fields: Collection[str], *, to_run: bool = True, arm: ArmRule | None = None
+    ) -> Admission:
         """The document of a request whose model has these fields, admitted under the rules of the moment.
 
         What is not to be run is admitted whatever the kill switch says.
@@ -178,6 +242,7 @@ class Generation:
             bundles=self.bundles,
             on_failure=self.on_failure,
             rules=self.rules() if to_run else replace(self.rules(), switch=OFF),
+            arm=arm,
         )
 
     async def run(self, asked: Asked) -> Whole | Streamed:
@@ -199,7 +264,7 @@ class Generation:
             raise
         finally:
             if not isinstance(result, Streamed):
-                self.metrics.requests.labels(asked.ending.status).inc()
+                self._ended(asked)
         return result
 
     async def _run(self, asked: Asked) -> Whole | Streamed:
@@ -227,23 +292,37 @@ class Generation:
             failure()
             raise
         if isinstance(result, AsyncGenerator):
-            opening = unsteered(asked.killed) if steered is None else requested(steered)
+            opening = _told(asked, self._opening(asked))
             events = asked.route.told(asked.flight.stream(result), opening, close, failure)
-            return Streamed(opening, self._counted(events, asked.ending))
+            return Streamed(opening, self._counted(events, asked))
         document = result.model_dump(mode="json", by_alias=True)
         document.pop("kv_transfer_params", None)
         document["steering"] = close()
         return Whole(document)
 
+    def _opening(self, asked: Asked) -> dict[str, Any]:
+        """The `steering` object before the first token."""
+        if asked.steered is None or asked.steered.watches:
+            return _unsteered(asked)
+        return requested(asked.steered)
+
     def _close(self, asked: Asked, witness: Witness) -> dict[str, Any]:
-        """The reply's `steering` object, checked and counted.
+        """The reply's `steering` object, checked and counted, as the caller may know it.
+
+        Raises:
+            NotApplied: the proof does not match the plan, and the request fails closed.
+        """
+        return _told(asked, self._closed(asked, witness))
+
+    def _closed(self, asked: Asked, witness: Witness) -> dict[str, Any]:
+        """The whole of it.
 
         Raises:
             NotApplied: the proof does not match the plan, and the request fails closed.
         """
         steered, ending = asked.steered, asked.ending
         if steered is None:
-            plain = unsteered(asked.killed)
+            plain = _unsteered(asked)
             ending.status = plain["status"]
             return plain
         try:
@@ -254,6 +333,10 @@ class Generation:
                 return failed_open(steered, e.message)
             self._mismatch(e, ending, "not_applied")
             raise
+        ending.n_fired = steering["gate_firings"]
+        if steered.watches:
+            ending.status = "not_requested"
+            return _unsteered(asked)
         ending.status = steering["status"]
         for count in ("prompt_tokens", "completion_tokens", "cached_prompt_tokens"):
             self.metrics.edited_tokens.labels(count.removesuffix("_tokens")).inc(steering[count])
@@ -261,10 +344,12 @@ class Generation:
 
     def _mismatch(self, error: NotApplied, ending: _Ending, status: str) -> None:
         ending.status = status
+        ending.mismatched = True
         self.metrics.mismatches.inc()
         log.error("a plan was not applied: %s", error.message)
 
-    async def _counted(self, events: AsyncGenerator[Event, None], ending: _Ending) -> AsyncGenerator[Event, None]:
+    async def _counted(self, events: AsyncGenerator[Event, None], asked: Asked) -> AsyncGenerator[Event, None]:
+        ending = asked.ending
         try:
             async with aclosing(events):
                 async for event in events:
@@ -272,7 +357,34 @@ class Generation:
                         ending.status = "failed"
                     yield event
         finally:
-            self.metrics.requests.labels(ending.status).inc()
+            self._ended(asked)
+
+    def _ended(self, asked: Asked) -> None:
+        """Counts the request, and hands over its exposure."""
+        ending, enrolment = asked.ending, asked.enrolment
+        self.metrics.requests.labels(ending.status).inc()
+        if enrolment is None or self.experiments is None:
+            return
+        if ending.status == "refused":
+            self.experiments.refused(enrolment)
+            return
+        status = _STATUSES.get(ending.status, "failed")
+        if ending.mismatched:
+            status = "not_applied"
+        elif ending.failed_open is not None:
+            status = "failed_open"
+        self.experiments.expose(enrolment, status, n_fired=ending.n_fired)
+
+
+def _unsteered(asked: Asked) -> dict[str, Any]:
+    """The `steering` object of a reply that nothing altered."""
+    if asked.ending.failed_open is not None:
+        return {"status": "failed_open", "reason": asked.ending.failed_open}
+    return unsteered(asked.killed)
+
+
+def _told(asked: Asked, steering: dict[str, Any]) -> dict[str, Any]:
+    return steering if asked.enrolment is None else asked.enrolment.tell(steering)
 
 
 def _is_the_callers(error: Exception) -> bool:

@@ -133,6 +133,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
             max_requests=settings.max_requests,
             poll_seconds=settings.poll_seconds,
             stale_after_seconds=settings.stale_after_seconds,
+            experiment_seconds=settings.experiment_seconds,
         )
         stack.push_async_callback(replica.close)
         await replica.start()
@@ -156,6 +157,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
             keep_alive_seconds=float(args.sse_keep_alive_interval),
             rules=lambda: replica.rules(current.caller.get()),
             flights=replica.flights,
+            experiments=replica.enroller(metrics),
         )
         models, tokenization = state.openai_serving_models, state.serving_tokenization
         app = build(generation, shelf, models, tokenization, REGISTRY, replica, gate)

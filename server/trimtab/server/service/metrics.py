@@ -71,6 +71,27 @@ class Metrics:
         self.not_loaded = Gauge(
             "trimtab_bundles_not_loaded", "Active versions that could not be loaded here.", registry=registry
         )
+        self.experiment_requests = Counter(
+            "trimtab_experiment_requests",
+            "Requests of an experiment's arms, by how they ended.",
+            ["experiment", "arm", "status"],
+            registry=registry,
+        )
+        self.experiment_decisions = Counter(
+            "trimtab_experiment_decisions",
+            "Requests while an experiment ran, by what was decided: assigned, forced, or why not.",
+            ["experiment", "reason"],
+            registry=registry,
+        )
+        self.exposures_dropped = Counter(
+            "trimtab_exposures_dropped",
+            "Exposures that were lost because the database did not take them in time. Must stay 0.",
+            ["experiment"],
+            registry=registry,
+        )
+        self.exposures_waiting = Gauge(
+            "trimtab_exposures_waiting", "Exposures that are not written yet.", registry=registry
+        )
         for code in REJECTED:
             self.rejected.labels(code)
         for status in STATUSES:

@@ -85,8 +85,12 @@ def add_openai_routes(
 
 
 def _headers(steering: Mapping[str, Any]) -> dict[str, str]:
-    plan = {"x-steering-plan": steering["plan"]} if "plan" in steering else {}
-    return {"x-steering-status": steering["status"], **plan}
+    headers = {"x-steering-status": str(steering["status"])}
+    if "plan" in steering:
+        headers["x-steering-plan"] = steering["plan"]
+    if "experiment" in steering:
+        headers["x-trimtab-experiment"] = "{key}={arm}".format(**steering["experiment"])
+    return headers
 
 
 async def _texts(events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:

@@ -28,7 +28,7 @@ from trimtab.server.errors import (
     UnknownBundle,
     Unsupported,
 )
-from trimtab.server.experiments.errors import ExperimentState, StaleRevision, UnknownExperiment
+from trimtab.server.experiments.errors import ArmFailed, ExperimentState, StaleRevision, UnknownExperiment
 from trimtab.server.service.body import BodyTooLarge
 
 __all__ = ["RETRY_AFTER_SECONDS", "Problem", "Refused", "of_error", "of_exception", "of_vllm"]
@@ -134,7 +134,7 @@ def of_error(error: TrimtabError) -> Problem:
             status = 403
         case Conflict() | ExperimentState() | StaleRevision():
             status = 409
-        case Overloaded() | Unavailable() | Draining() | Killed():
+        case ArmFailed() | Overloaded() | Unavailable() | Draining() | Killed():
             status = 503
         case _:
             status = 500

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from trimtab.server.database.database import Database
 from trimtab.server.errors import Killed, Revoked, TrimtabError
 from trimtab.server.experiments.exposures import Exposures
+from trimtab.server.experiments.keeper import Keeper
 from trimtab.server.experiments.measurements import Measurements
 from trimtab.server.experiments.outcomes import Outcomes
 from trimtab.server.experiments.store import Experiments
@@ -29,7 +30,9 @@ from trimtab.server.keys.store import Keys
 from trimtab.server.registry.signature import Signatures
 from trimtab.server.registry.store import Registry
 from trimtab.server.service.catalogue import Catalogue
+from trimtab.server.service.enrolment import Enroller
 from trimtab.server.service.flights import Flight, Flights
+from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.rules import Rules
 from trimtab.server.service.shelf import Shelf
 
@@ -56,6 +59,7 @@ class Replica:
         max_requests: int = 256,
         poll_seconds: float = 0.2,
         stale_after_seconds: float = 10.0,
+        experiment_seconds: float = 5.0,
     ) -> None:
         """Of a served model with this `fingerprint`."""
         self.database = database
@@ -67,6 +71,7 @@ class Replica:
         self.measurements = Measurements(database)
         self.outcomes = Outcomes(database)
         self.exposures = Exposures(database)
+        self._keeper = Keeper(self.experiments, self.measurements, self.outcomes, every_seconds=experiment_seconds)
         self.digest = secret.digest
         self.guard = Guard(secret, operator_key=operator_key)
         self.limits = Limits(max_requests)
@@ -91,7 +96,11 @@ class Replica:
         await self._load()
         self._moved.clear()
         self.exposures.start()
-        self._tasks = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._keep_loaded())]
+        self._tasks = [
+            asyncio.create_task(self.follower.run()),
+            asyncio.create_task(self._keep_loaded()),
+            asyncio.create_task(self._keep_experiments()),
+        ]
 
     async def close(self) -> None:
         """Follows no more."""
@@ -106,6 +115,17 @@ class Replica:
         """What a request of this caller is admitted under."""
         snapshot = self.catalogue.snapshot
         return Rules(caller, snapshot.defaults, snapshot.switch, self.catalogue.resolve, self.follower.require_fresh)
+
+    def enroller(self, metrics: Metrics) -> Enroller:
+        """What enrols this replica's requests in experiments."""
+        metrics.exposures_waiting.set_function(lambda: self.exposures.n_waiting)
+        return Enroller(
+            self.catalogue,
+            self.exposures,
+            metrics,
+            digest=self.digest,
+            is_stale=lambda: self.follower.is_stale,
+        )
 
     async def change(self, verb: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
         """The result of a change of the database, which this replica has taken over when this returns."""
@@ -122,7 +142,12 @@ class Replica:
             self._shelf.withdraw(name)
             self.not_loaded.pop(name, None)
         killed = _killed(snapshot.switch, before.switch)
-        ended = self.flights.end(lambda flight: _revoked(flight, snapshot) or (killed if flight.bundles else None))
+        over = _over(snapshot, before)
+        ended = self.flights.end(
+            lambda flight: (
+                _revoked(flight, snapshot) or (killed if flight.bundles else None) or over.get(flight.experiment or "")
+            )
+        )
         if snapshot.switch != before.switch and (snapshot.switch.mode, before.switch) != ("off", OFF):
             log.warning(
                 "kill switch: %s (%s, by %s)", snapshot.switch.mode, snapshot.switch.reason, snapshot.switch.actor
@@ -130,6 +155,19 @@ class Replica:
         if ended:
             log.warning("%d running requests were ended by change %d", ended, snapshot.sequence)
         self._moved.set()
+
+    async def _keep_experiments(self) -> None:
+        wait = 0.0
+        while True:
+            await asyncio.sleep(wait)
+            try:
+                wait = await asyncio.to_thread(self._keeper.look)
+            except TrimtabError as e:
+                log.error("experiments cannot be looked at: %s", e.message)
+                wait = RETRY_SECONDS
+            except Exception:
+                log.exception("experiments cannot be looked at")
+                wait = RETRY_SECONDS
 
     async def _keep_loaded(self) -> None:
         while True:
@@ -166,6 +204,16 @@ def _revoked(flight: Flight, snapshot: Snapshot) -> TrimtabError | None:
         if version is not None and version.running == "end":
             return Revoked(f"{version.reference}, which this reply was steered by, was revoked: {version.reason}")
     return None
+
+
+def _over(now: Snapshot, before: Snapshot) -> dict[str, TrimtabError]:
+    """By experiment, the end of what runs in those that were killed since."""
+    known = {record.definition.key for record in before.experiments if record.ends_running}
+    killed = {record.definition.key for record in now.experiments if record.ends_running}
+    return {
+        key: Killed(f"experiment {key!r} was killed while this reply was written; ask again to be served without it")
+        for key in killed - known
+    }
 
 
 def _killed(now: Switch, before: Switch) -> TrimtabError | None:

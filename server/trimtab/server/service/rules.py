@@ -12,7 +12,7 @@ from trimtab.server.steering import Steering
 
 __all__ = ["FREE", "Rules", "Source", "names"]
 
-Source = Literal["request", "alias", "key", "fleet"]
+Source = Literal["request", "experiment", "alias", "key", "fleet"]
 """Who asked for the steering of a reply."""
 
 

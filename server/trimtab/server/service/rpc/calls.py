@@ -12,6 +12,7 @@ import grpc
 from grpc_status import rpc_status
 
 from trimtab.server.errors import TrimtabError
+from trimtab.server.experiments.units import PREFIX
 from trimtab.server.keys.key import Caller
 from trimtab.server.service.gate import Gate, UnknownRoute
 from trimtab.server.service.problem import Problem, Refused, of_error, of_exception
@@ -23,6 +24,7 @@ log = logging.getLogger("trimtab")
 _METHOD = "GRPC"
 _entered: ContextVar[tuple[str, Caller]] = ContextVar("trimtab_rpc")
 """The method of a call, and who calls."""
+_headers: ContextVar[dict[str, str]] = ContextVar("trimtab_rpc_headers")
 
 
 class Keys(grpc.aio.ServerInterceptor):
@@ -35,7 +37,9 @@ class Keys(grpc.aio.ServerInterceptor):
         self, continuation: Callable[[Any], Awaitable[Any]], call: grpc.HandlerCallDetails
     ) -> Any:
         """The handler of a call, or one that refuses it."""
-        authorization = str(dict(call.invocation_metadata or ()).get("authorization", ""))
+        metadata = {name: str(value) for name, value in call.invocation_metadata or ()}
+        authorization = metadata.get("authorization", "")
+        _headers.set({name: value for name, value in metadata.items() if name.startswith(PREFIX)})
         try:
             _entered.set((call.method, self._gate.caller(_METHOD, call.method, authorization)))
         except UnknownRoute:
@@ -78,7 +82,7 @@ class _Call:
         # At the end, and not before: a client may ask again by itself as long as nothing has come.
         self._context.set_trailing_metadata((("x-request-id", self._id),))
         try:
-            self._inside.enter_context(self._gate.inside(_METHOD, *_entered.get(), self._id))
+            self._inside.enter_context(self._gate.inside(_METHOD, *_entered.get(), self._id, _headers.get()))
         except TrimtabError as e:
             await self._abort(of_error(e))
         return self._id

@@ -106,6 +106,7 @@ def applied(document: Mapping[str, Any]) -> steering.Applied:
         bundles=document.get("bundles", ()),
         hook_points=points,
         reason=document.get("reason"),
+        experiment=document.get("experiment"),
         **_counts(document),
     )
 
