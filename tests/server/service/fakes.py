@@ -86,7 +86,12 @@ def gate(operator_key: str | None = None, drain: Drain | None = None) -> Gate:
 class NoReplica:
     """In the place of a replica where no route of administration is called; one needs a shelf, and so an engine."""
 
-    registry = experiments = measurements = None
+    registry = experiments = None
+
+    class measurements:
+        """Nothing was measured."""
+
+        exposures = outcomes = None
 
     class follower:
         """The database was heard of just now."""

@@ -162,7 +162,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
         models, tokenization = state.openai_serving_models, state.serving_tokenization
         app = build(generation, shelf, models, tokenization, REGISTRY, replica, gate)
         inspector = Inspector(generation, tokenization)
-        rpc = None if settings.grpc_port is None else RPC(generation, shelf, inspector, gate)
+        rpc = None if settings.grpc_port is None else RPC(generation, shelf, inspector, gate, replica)
         spans = None if settings.otlp_endpoint is None else tracing.provider(settings.otlp_endpoint)
         if spans is not None:
             stack.callback(spans.shutdown)

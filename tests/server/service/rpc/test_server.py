@@ -56,7 +56,7 @@ async def serving(
     *, key: str | None = None, tls: TLS | None = None, drain: Drain | None = None, engine: Any = None
 ) -> AsyncIterator[str]:
     """The address of a running gRPC server."""
-    rpc = RPC(generation(engine or ScriptedEngine()), NONE, NONE, gate(key, drain))
+    rpc = RPC(generation(engine or ScriptedEngine()), NONE, NONE, gate(key, drain), cast(Any, NoReplica()))
     port = await rpc.start("127.0.0.1", 0, tls)
     try:
         yield f"127.0.0.1:{port}"
@@ -121,7 +121,7 @@ async def test_an_error_of_the_server_tells_nothing_of_its_insides() -> None:
 
 async def test_a_port_that_is_taken_is_refused() -> None:
     async with serving() as address:
-        rpc = RPC(generation(ScriptedEngine()), NONE, NONE, gate())
+        rpc = RPC(generation(ScriptedEngine()), NONE, NONE, gate(), NONE)
         with pytest.raises(Unsupported, match="cannot listen"):
             await rpc.start("127.0.0.1", int(address.rpartition(":")[2]), None)
         await rpc.stop()

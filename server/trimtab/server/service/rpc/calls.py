@@ -62,6 +62,11 @@ class Calls:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
+    @property
+    def is_draining(self) -> bool:
+        """The server is on its way out: a call without an end has to end."""
+        return self._gate.drain.begun
+
     def begun(self, context: Any, path: Callable[[str], str] = lambda field: field) -> "_Call":
         """A call under way; `path` tells where a field of the HTTP API is in its message."""
         return _Call(self._gate, context, path)

@@ -19,6 +19,7 @@ __all__ = [
     "inspect",
     "inspect_path",
     "messages",
+    "numbers",
     "path",
     "steering_field",
 ]
@@ -119,7 +120,7 @@ def _sampling(sampling: inference.Sampling) -> dict[str, Any]:
 
 
 def _whole(body: dict[str, Any], request: Any, kind: type[Message], stream: bool) -> dict[str, Any]:
-    options = _numbers(MessageToDict(request.options)) if request.HasField("options") else {}
+    options = numbers(MessageToDict(request.options)) if request.HasField("options") else {}
     taken = {*_SAMPLING, *kind.DESCRIPTOR.fields_by_name, "prompt", "stream", "stream_options", "top_logprobs"}
     clashes = [
         Violation(f"options.{name}", "has its place elsewhere in this message, or is the server's to set")
@@ -135,15 +136,15 @@ def _whole(body: dict[str, Any], request: Any, kind: type[Message], stream: bool
     return options | body
 
 
-def _numbers(value: Any) -> Any:
+def numbers(value: Any) -> Any:
     """A `Struct` has doubles alone: whole ones are integers again, as JSON would have them."""
     match value:
         case float() if value.is_integer() and abs(value) < 2**53:
             return int(value)
         case dict():
-            return {key: _numbers(item) for key, item in value.items()}
+            return {key: numbers(item) for key, item in value.items()}
         case list():
-            return [_numbers(item) for item in value]
+            return [numbers(item) for item in value]
         case _:
             return value
 

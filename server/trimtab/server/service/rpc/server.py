@@ -12,11 +12,20 @@ from trimtab.server.service.gate import Gate
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.inspect import Inspector
 from trimtab.server.service.preflight import TLS
+from trimtab.server.service.replica import Replica
 from trimtab.server.service.rpc.calls import Calls, Keys
+from trimtab.server.service.rpc.experiments import ExperimentCalls
 from trimtab.server.service.rpc.inference import Inference
 from trimtab.server.service.rpc.steering import SteeringCalls
 from trimtab.server.service.shelf import Shelf
-from trimtab.v1 import inference_pb2, inference_pb2_grpc, steering_service_pb2, steering_service_pb2_grpc
+from trimtab.v1 import (
+    experiment_service_pb2,
+    experiment_service_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    steering_service_pb2,
+    steering_service_pb2_grpc,
+)
 
 __all__ = ["RPC"]
 
@@ -28,19 +37,25 @@ _OPTIONS = (
 _SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     steering_service_pb2.DESCRIPTOR.services_by_name["SteeringService"].full_name,
+    experiment_service_pb2.DESCRIPTOR.services_by_name["ExperimentService"].full_name,
 )
 
 
 class RPC:
     """A gRPC server over a running engine."""
 
-    def __init__(self, generation: Generation, shelf: Shelf, inspector: Inspector, gate: Gate) -> None:
+    def __init__(
+        self, generation: Generation, shelf: Shelf, inspector: Inspector, gate: Gate, replica: Replica
+    ) -> None:
         self._server = grpc.aio.server(interceptors=(Keys(gate),), options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         calls = Calls(gate)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(generation, calls), self._server)
         steering_service_pb2_grpc.add_SteeringServiceServicer_to_server(
             SteeringCalls(generation, shelf, inspector, calls), self._server
+        )
+        experiment_service_pb2_grpc.add_ExperimentServiceServicer_to_server(
+            ExperimentCalls(replica, calls), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
