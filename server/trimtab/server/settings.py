@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     stale_after_seconds: Annotated[float, Field(gt=0.5)] = Field(
         10.0, description="Without word from the database for this long, a replica is not ready and steers nothing."
     )
+    graders: tuple[str, ...] = Field(
+        (),
+        description="Graders that experiments may name: TOML files, by their stem, or Python functions, module:function.",
+    )
     experiment_seconds: Annotated[float, Field(ge=0.1)] = Field(
         5.0, description="How often experiments that run are looked at: rolled back, or ramped up."
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.server.experiments.examples import running, written
+from tests.server.service.test_grading import Rude
 from tests.server.service.test_replica import CALM, Service
 from trimtab.server.database.database import Database
 from trimtab.server.experiments.assignment import assign
@@ -23,7 +24,7 @@ ARMS = [{"key": "control", "weight": 0.5}, {"key": "calm", "weight": 0.5, "steer
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     database = Database(f"sqlite:///{tmp_path / 'trimtab.db'}")
     database.migrate()
-    service = Service(database)
+    service = Service(database, graders={"rude": Rude()})
     await service.replica.start()
     await service.publish(CALM)
     yield service
@@ -372,3 +373,25 @@ async def test_a_comparison_is_in_no_experiment(service: Service) -> None:
     reply = await service.http.post("/v1/steering/compare", json=document)
     assert reply.status_code == 200, reply.text
     assert decisions(service) == {}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_reply_is_graded_after_it_was_sent(service: Service, stream: bool) -> None:
+    grading = [{"grader": "rude", "outcome": "harm"}]
+    await begin(service, grading=grading)
+    await service.ask(user=UNITS["calm"][0], stream=stream)
+    await service.ask(user="", stream=stream)
+    assert service.replica.graders.flush(10)
+    (line,) = await _exported(service, "outcomes")
+    assert (line["name"], line["event"], line["value"], line["arm"]) == ("harm", "grader:rude", 0.0, "calm")
+
+
+async def test_a_grader_that_the_server_does_not_have_is_said_at_the_start(service: Service) -> None:
+    await create(service, grading=[{"grader": "kind", "outcome": "harm"}])
+    refused = await move(service, "start", 400)
+    assert refused["error"]["violations"] == [
+        {
+            "field": "experiment.grading[0].grader",
+            "message": "'kind' is no grader of this server; its setting `graders` has rude",
+        }
+    ]

@@ -47,10 +47,12 @@ class PlainShelf(dict[str, Bundle]):
 class Service:
     """The app of one replica."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, **options: Any) -> None:
         self.engine = ScriptedEngine()
         self.registry = CollectorRegistry()
-        self.replica = Replica(database, cast(Any, PlainShelf()), fingerprint="sha256:tiny", secret=Secret("s" * 32))
+        self.replica = Replica(
+            database, cast(Any, PlainShelf()), fingerprint="sha256:tiny", secret=Secret("s" * 32), **options
+        )
         self.gate = Gate(self.replica.guard, self.replica.limits, Drain())
         serving = cast(Any, ScriptedServing(self.engine))
         metrics = Metrics(self.registry)

@@ -19,6 +19,7 @@ __all__ = [
     "BUCKETS",
     "Arm",
     "Experiment",
+    "Grading",
     "Guardrail",
     "Layer",
     "Metric",
@@ -101,6 +102,18 @@ class Guardrail(_Part):
     """How much worse is still tolerable, in the metric's own unit; its `direction` says which way is better."""
 
 
+class Grading(_Part):
+    """A grader of the server's that judges a share of the replies, after they were sent; its verdicts are outcomes."""
+
+    grader: Annotated[str, Field(min_length=1, max_length=100)]
+    """Its name: of those that the server was started with."""
+    outcome: Key
+    share: Annotated[float, Field(allow_inf_nan=False, gt=0, le=1)] = 1.0
+    """Of the replies, drawn by their ids."""
+    value: Literal["verdict", "score"] = "verdict"
+    """`verdict`: 1 where the behaviour shows, 0 where it does not; unclear ones are left out. `score`: the grader's number."""
+
+
 class StopRule(_Part):
     """When the experiment is over. Results are valid at every look, so it may also be stopped at any time."""
 
@@ -164,6 +177,7 @@ class Experiment(_Part):
     """The smallest absolute effect on the primary metric that is worth finding."""
     secondary: Annotated[tuple[Metric, ...], Field(max_length=32)] = ()
     guardrails: Annotated[tuple[Guardrail, ...], Field(max_length=32)] = ()
+    grading: Annotated[tuple[Grading, ...], Field(max_length=8)] = ()
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     stop: StopRule = StopRule()
     ramp: tuple[RampStep, ...] = (RampStep(coverage=1.0),)
@@ -184,6 +198,7 @@ class Experiment(_Part):
         for name, keys in (
             ("arms", [arm.key for arm in self.arms]),
             ("metrics", [metric.key for metric in self.metrics]),
+            ("gradings", [f"{grading.outcome} by {grading.grader}" for grading in self.grading]),
         ):
             if twice := [key for key, n in Counter(keys).items() if n > 1]:
                 raise ValueError(f"{name} share a key: {', '.join(twice)}")

@@ -23,7 +23,7 @@ from prometheus_client import Counter
 from trimtab.server.database.database import text_of, utc_now
 from trimtab.server.errors import InvalidRequest, InvalidSteering, Revoked, Unavailable, UnknownBundle, Violation
 from trimtab.server.experiments.assignment import Assignment, assign
-from trimtab.server.experiments.definition import Arm, Experiment
+from trimtab.server.experiments.definition import Arm, Experiment, Grading
 from trimtab.server.experiments.errors import InvalidExperiment
 from trimtab.server.experiments.exposures import Exposure, Exposures, Status
 from trimtab.server.experiments.lifecycle import Record
@@ -33,6 +33,7 @@ from trimtab.server.keys.key import Caller
 from trimtab.server.plan import compile_plan
 from trimtab.server.service.arm import ArmRule, is_gated
 from trimtab.server.service.catalogue import Catalogue
+from trimtab.server.service.grading import Graders, Reply, is_sampled
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.rules import names
 
@@ -52,6 +53,8 @@ class Enrolment:
     """Whether its arm alters it is for the gates to say."""
     blind: bool
     """The caller is not to know."""
+    grading: tuple[Grading, ...]
+    """Those that its reply was sampled for."""
 
     @property
     def alters(self) -> str | None:
@@ -84,6 +87,7 @@ class Enroller:
         self,
         catalogue: Catalogue,
         exposures: Exposures,
+        graders: Graders,
         metrics: Metrics,
         *,
         digest: Callable[[str], str],
@@ -91,6 +95,7 @@ class Enroller:
     ) -> None:
         self._catalogue = catalogue
         self._exposures = exposures
+        self._graders = graders
         self._metrics = metrics
         self._digest = digest
         self._is_stale = is_stale
@@ -156,6 +161,11 @@ class Enroller:
         if not self._exposures.put(exposure):
             self._metrics.exposures_dropped.labels(key).inc()
 
+    def grade(self, enrolment: Enrolment, prompt: str, completion: str) -> None:
+        """It is a reply that graders wait for."""
+        experiment = enrolment.rule.experiment
+        self._graders.put(Reply(enrolment.request_id, experiment, enrolment.grading, prompt, completion))
+
     def _enrolment(
         self, record: Record, assignment: Assignment, arm: Arm, caller: Caller, request_id: str
     ) -> Enrolment:
@@ -167,6 +177,13 @@ class Enroller:
             request_id=request_id,
             gated=is_gated(definition),
             blind=caller.policy.blind,
+            grading=tuple(
+                grading
+                for grading in definition.grading
+                if grading.grader in self._graders.named and is_sampled(request_id, grading.share)
+            )
+            if assignment.analysed
+            else (),
         )
 
     def _barred(
@@ -206,13 +223,21 @@ class Enroller:
         counter.labels(experiment, reason).inc()
 
 
-def plans_of(definition: Experiment, catalogue: Catalogue) -> dict[str, str]:
+def plans_of(definition: Experiment, catalogue: Catalogue, graders: Collection[str]) -> dict[str, str]:
     """By arm, the hash of the plan that its steering compiles to here and now.
 
     Raises:
-        InvalidExperiment: an arm's steering cannot be had, or names a bundle whose meaning may change while it runs.
+        InvalidExperiment: an arm's steering cannot be had, or names a bundle whose meaning may change while it runs; or a grader
+            is not one of this server's.
     """
-    violations: list[Violation] = []
+    violations = [
+        Violation(
+            f"experiment.grading[{i}].grader",
+            f"{grading.grader!r} is no grader of this server; its setting `graders` has {', '.join(graders) or 'none'}",
+        )
+        for i, grading in enumerate(definition.grading)
+        if grading.grader not in graders
+    ]
     plans: dict[str, str] = {}
     for i, arm in enumerate(definition.arms):
         if arm.steering is None:

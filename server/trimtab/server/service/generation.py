@@ -45,6 +45,7 @@ from trimtab.server.service.problem import Problem, Refused, of_exception, of_vl
 from trimtab.server.service.responses import admissible, responses_told
 from trimtab.server.service.rules import FREE, Rules
 from trimtab.server.service.stream import Event, told
+from trimtab.server.service.texts import piece_of, prompt_of, reply_of
 from trimtab.server.service.witness import Witness
 
 __all__ = ["Asked", "Generation", "Route", "Streamed", "Whole", "checked", "parsed"]
@@ -81,6 +82,8 @@ class _Ending:
     """How one request ended, for the count of them."""
 
     status: str = "abandoned"
+    said: list[str] = field(default_factory=list)
+    """What was answered, where a grader waits for it."""
     n_fired: int = 0
     """Tokens on which a gate was open."""
     mismatched: bool = False
@@ -102,6 +105,13 @@ class Asked(NamedTuple):
     ending: _Ending
     enrolment: Enrolment | None = None
     """Its part in an experiment."""
+    prompt: str = ""
+    """What was asked, where a grader waits for the reply."""
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether one does."""
+        return self.enrolment is not None and bool(self.enrolment.grading)
 
 
 class Whole(NamedTuple):
@@ -188,7 +198,8 @@ class Generation:
                 )
                 ask = parsed(route.model, {**admission.body, "request_id": route.id_prefix + request_id})
         self.metrics.admission_seconds.observe(time.perf_counter() - start)
-        return Asked(route, ask, admission.steered, admission.killed, flight, ending, enrolment)
+        asked = Asked(route, ask, admission.steered, admission.killed, flight, ending, enrolment)
+        return asked._replace(prompt=prompt_of(document)) if asked.is_graded else asked
 
     def _enrolled(self, document: Mapping[str, Any], request_id: str) -> Enrolment | None:
         if self.experiments is None:
@@ -298,6 +309,8 @@ class Generation:
         document = result.model_dump(mode="json", by_alias=True)
         document.pop("kv_transfer_params", None)
         document["steering"] = close()
+        if asked.is_graded:
+            asked.ending.said.append(reply_of(document))
         return Whole(document)
 
     def _opening(self, asked: Asked) -> dict[str, Any]:
@@ -355,6 +368,8 @@ class Generation:
                 async for event in events:
                     if event.problem is not None and ending.status == "abandoned":
                         ending.status = "failed"
+                    if asked.is_graded and event.document is not None:
+                        ending.said.append(piece_of(event.document))
                     yield event
         finally:
             self._ended(asked)
@@ -374,6 +389,8 @@ class Generation:
         elif ending.failed_open is not None:
             status = "failed_open"
         self.experiments.expose(enrolment, status, n_fired=ending.n_fired)
+        if asked.is_graded and status in ("applied", "failed_open"):
+            self.experiments.grade(enrolment, asked.prompt, "".join(ending.said))
 
 
 def _unsteered(asked: Asked) -> dict[str, Any]:

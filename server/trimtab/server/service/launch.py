@@ -134,6 +134,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
             poll_seconds=settings.poll_seconds,
             stale_after_seconds=settings.stale_after_seconds,
             experiment_seconds=settings.experiment_seconds,
+            graders=ready.graders,
         )
         stack.push_async_callback(replica.close)
         await replica.start()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from trimtab.attribution.bundle import Bundle, BundleError, ModelIdentity
 from trimtab.attribution.embedded import resolve
 from trimtab.attribution.fingerprint import model_fingerprint, model_folder, tokenizer_digest
+from trimtab.attribution.graders import Grader, GraderError, load_grader
 from trimtab.server.database.database import Database, text_of, utc_now
 from trimtab.server.errors import Unsupported
 from trimtab.server.keys.key import Key
@@ -78,6 +79,8 @@ class Preflight(NamedTuple):
     signatures: Signatures
     tls: TLS | None
     """Of both ports."""
+    graders: dict[str, Grader]
+    """Those that experiments may name."""
     sock: socket.socket
     """Bound, not yet listening."""
     say: Callable[[str], None]
@@ -98,6 +101,7 @@ def preflight(settings: Settings, say: Callable[[str], None]) -> Iterator[Prefli
     signatures = Signatures(settings.signatures, settings.trusted_keys)
     signatures.require_keys()
     bundles = _bundles(settings.bundles)
+    graders = _graders(settings.graders)
     with closing(Database(settings.database)) as database:
         database.migrate()
         secret = open_secret(database, None if settings.secret is None else settings.secret.get_secret_value())
@@ -110,7 +114,20 @@ def preflight(settings: Settings, say: Callable[[str], None]) -> Iterator[Prefli
             identity = _identity(settings.model, folder)
             for bundle in bundles.values():
                 bundle.check_model(identity)
-            yield Preflight(settings, folder, identity, bundles, database, secret, signatures, tls, sock, say)
+            yield Preflight(settings, folder, identity, bundles, database, secret, signatures, tls, graders, sock, say)
+
+
+def _graders(sources: Sequence[str]) -> dict[str, Grader]:
+    found: dict[str, Grader] = {}
+    for source in sources:
+        try:
+            grader = load_grader(source)
+        except GraderError as e:
+            raise Unsupported(str(e)) from e
+        if grader.name in found:
+            raise Unsupported(f"two graders are named {grader.name!r}, the second is {source}; leave one of them out")
+        found[grader.name] = grader
+    return found
 
 
 def _check_plugins() -> None:

@@ -7,10 +7,11 @@ moment: it goes through every worker.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from trimtab.attribution.graders import Grader
 from trimtab.server.database.database import Database
 from trimtab.server.errors import Killed, Revoked, TrimtabError
 from trimtab.server.experiments.exposures import Exposures
@@ -32,6 +33,7 @@ from trimtab.server.registry.store import Registry
 from trimtab.server.service.catalogue import Catalogue
 from trimtab.server.service.enrolment import Enroller
 from trimtab.server.service.flights import Flight, Flights
+from trimtab.server.service.grading import Graders
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.rules import Rules
 from trimtab.server.service.shelf import Shelf
@@ -60,6 +62,7 @@ class Replica:
         poll_seconds: float = 0.2,
         stale_after_seconds: float = 10.0,
         experiment_seconds: float = 5.0,
+        graders: Mapping[str, Grader] | None = None,
     ) -> None:
         """Of a served model with this `fingerprint`."""
         self.database = database
@@ -71,6 +74,7 @@ class Replica:
         self.measurements = Measurements(database)
         self.outcomes = Outcomes(database)
         self.exposures = Exposures(database)
+        self.graders = Graders(graders or {}, self.outcomes, self.exposures)
         self._keeper = Keeper(self.experiments, self.measurements, self.outcomes, every_seconds=experiment_seconds)
         self.digest = secret.digest
         self.guard = Guard(secret, operator_key=operator_key)
@@ -96,6 +100,7 @@ class Replica:
         await self._load()
         self._moved.clear()
         self.exposures.start()
+        self.graders.start()
         self._tasks = [
             asyncio.create_task(self.follower.run()),
             asyncio.create_task(self._keep_loaded()),
@@ -108,6 +113,7 @@ class Replica:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.follower.close()
+        await asyncio.to_thread(self.graders.close)
         await asyncio.to_thread(self.exposures.close)
         self.database.close()
 
@@ -122,6 +128,7 @@ class Replica:
         return Enroller(
             self.catalogue,
             self.exposures,
+            self.graders,
             metrics,
             digest=self.digest,
             is_stale=lambda: self.follower.is_stale,
