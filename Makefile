@@ -52,7 +52,7 @@ demo: $(READY) ## attribution, bundle, server, three steered replies with their 
 	$(BIN)/python docs/demo.py
 
 test: $(READY) ## the tests, in two processes: the offline engine in one, the server in the other
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-long: $(READY) ## the slow tests too
 	$(BIN)/python -m pytest -m "not cuda and not deploy"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -30,26 +31,41 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ["TRIMTAB_DATABASE"] = f"sqlite:///{Path(tempfile.mkdtemp(prefix='trimtab-')) / 'trimtab.db'}"
 
 
-TESTS = Path(__file__).parent
+OWN_ENGINES = ("architectures/", "test_drafts.py", "test_on_device.py", "test_other_engines.py", "test_parallel.py")
+"""In `tests/parity`, what does not use the offline engine of `tests/parity/conftest.py`."""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def _group(nodeid: str) -> str:
+    """What must stay in one process of `make test`: those that share the offline engine, those that may share the server; any
+    other file is a group by itself."""
+    path = nodeid.partition("::")[0].removeprefix("tests/")
+    room, _, file = path.partition("/")
+    if room == "parity" and not file.startswith(OWN_ENGINES):
+        return "engine"
+    return "server" if room in ("attribution", "client", "e2e") else path
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares an engine stays in one process: a group has the offline engine, another the server, and a file with neither is
-    a group by itself. The longest come first. In one process (plain `pytest`) the two engines never run side by side."""
+    """The two large groups come first, so that each process begins with one; those that need the server are last of theirs."""
+    order = ("engine", "server")
 
-    def group(item: pytest.Item) -> tuple[int, str]:
-        fixtures = getattr(item, "fixturenames", ())
-        path = item.path.relative_to(TESTS).as_posix()
-        if "engine" in fixtures and path.startswith("parity/"):
-            return 0, "engine"
-        if "server" in fixtures:
-            return 2, "server"
-        return 1 if path.startswith("parity/") else 3, path
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        group = _group(item.nodeid)
+        return order.index(group) if group in order else len(order), "server" in getattr(item, "fixturenames", ())
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)[1]))
-    items.sort(key=group)
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Groups, not tests, are shared out. (pytest-xdist's own `loadgroup` does not see its marks under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
 
 
 @dataclass(frozen=True)
