@@ -140,7 +140,10 @@ def test_a_killed_run_goes_on_and_gives_identical_numbers(room: Path, tmp_path: 
     assert numbers(resumed) == numbers(uninterrupted)
 
 
-@pytest.mark.parametrize("more", [[], ["--tensor-parallel"]], ids=["data", "model"])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param([], id="data"), pytest.param(["--tensor-parallel"], id="model", marks=pytest.mark.slow)],
+)
 def test_two_processes_are_one(room: Path, tmp_path: Path, uninterrupted: Result, more: list[str]) -> None:
     out = tmp_path / "b.safetensors"
     torchrun = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--no-python"]

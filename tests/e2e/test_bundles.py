@@ -129,6 +129,7 @@ def test_a_new_version_needs_to_be_asked_for_and_takes_over_whole(
     assert text(client, Steering(bundle="wild")) == before
 
 
+@pytest.mark.slow
 def test_a_version_that_is_replaced_under_load_serves_or_its_successor_does(
     server: Server, client: Trimtab, wild: Bundle, wilder: Bundle
 ) -> None:

@@ -48,7 +48,13 @@ def test_every_edit_has_an_effect(case: Case, mixed: dict[str, Answer], referenc
     assert apart(answer.logprobs, without.logprobs) > 20 * TOLERANCE
 
 
-@pytest.mark.parametrize("case", [*STEERED, *UNSTEERED], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if i % 3 == 0 else pytest.mark.slow, id=case.name)
+        for i, case in enumerate([*STEERED, *UNSTEERED])
+    ],
+)
 def test_alone_equals_in_the_mixed_batch(case: Case, mixed: dict[str, Answer], engine: Engine) -> None:
     """As far as any window of the cases goes."""
     engine.cold()
