@@ -120,6 +120,7 @@ def failure(engine: Engine, plan: Plan = EVERYWHERE) -> str:
     return str(refused.value)
 
 
+@pytest.mark.slow
 def test_two_tensor_parallel_ranks_equal_transformers(
     tensor: Engine, reference: Reference, record_property: Callable[[str, object], None]
 ) -> None:
@@ -141,6 +142,7 @@ def test_two_pipeline_stages_equal_transformers(
     assert worst <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_tensor_parallel_rank_that_edits_otherwise_fails_the_request(tensor: Engine) -> None:
     def distort(plugin: Any, factor: float) -> None:
         plugin.state.tables.bundles[tiny.bundles()["l1"].content_hash]["latent"].d_KD.mul_(factor)
