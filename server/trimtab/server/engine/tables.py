@@ -21,7 +21,11 @@ from trimtab.attribution.edit import Rows, project_rows
 from trimtab.server.engine.onward import Watch
 from trimtab.server.plan import PlanRow, Segment
 
-__all__ = ["Conditional", "SlotRows", "Tables"]
+__all__ = ["SLOT_BYTES", "Conditional", "SlotRows", "Tables"]
+
+SLOT_BYTES = 512 << 20
+"""What folded slots may hold beside the bundles' own rows, which vLLM's plan of the memory does not know; the slots of a step are
+held whatever they weigh."""
 
 
 class Conditional(NamedTuple):
@@ -57,6 +61,17 @@ class SlotRows(NamedTuple):
         """Whether a row depends on the token that it meets."""
         return any(row.is_conditional for row in self.rows)
 
+    @property
+    def n_bytes(self) -> int:
+        """Of the tensors."""
+        conditional = self.conditional
+        tensors: list[Tensor] = [] if self.add_D is None else [self.add_D]
+        for rows in (self.latents, conditional and conditional.rows):
+            tensors += vars(rows).values() if rows is not None else ()
+        if conditional is not None:
+            tensors += (conditional.gate_e_KD, conditional.gate_b_K, conditional.above_K)
+        return sum(tensor.nbytes for tensor in tensors)
+
 
 class Tables:
     """Bundles by content hash, slots by segment key.
@@ -71,6 +86,8 @@ class Tables:
         self.bundles: dict[str, dict[str, Rows]] = {}
         """content hash → source → rows with α = β = 0."""
         self._slots: OrderedDict[str, dict[int, SlotRows]] = OrderedDict()
+        self._bytes: dict[str, int] = {}
+        """Of each slot."""
 
     def load(self, bundle: Bundle) -> None:
         """Hold a bundle's rows on the device."""
@@ -92,6 +109,7 @@ class Tables:
         """Drop a bundle's rows and every slot."""
         self.bundles.pop(content_hash, None)
         self._slots.clear()
+        self._bytes.clear()
 
     def slot(self, segment: Segment) -> dict[int, SlotRows]:
         """The segment's rows by layer.
@@ -107,8 +125,9 @@ class Tables:
                     self.bundles[bundle]  # raises here, whether or not the rows are gathered
                 by_layer.setdefault(row.layer, []).append(row)
             slot = {layer: self._slot_rows(rows) for layer, rows in by_layer.items()}
-            while len(self._slots) >= self.n_slots:
-                self._slots.popitem(last=False)
+            self._bytes[segment.key] = sum(rows.n_bytes for rows in slot.values())
+            while self._slots and (len(self._slots) >= self.n_slots or sum(self._bytes.values()) > SLOT_BYTES):
+                del self._bytes[self._slots.popitem(last=False)[0]]
         self._slots[segment.key] = slot
         self._slots.move_to_end(segment.key)
         return slot
