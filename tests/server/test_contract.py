@@ -40,7 +40,9 @@ def test_enums_have_the_words_of_the_json() -> None:
     assert words(v1.Origin, "ORIGIN_") == set(get_args(Origin))
     assert words(v1.GateMode, "GATE_MODE_") == set(get_args(GateMode))
     assert words(v1.OnFailure, "ON_FAILURE_") == set(get_args(Steering.model_fields["on_failure"].annotation))
-    assert words(v1.Status, "STATUS_") == {"applied", "not_requested", "failed_open", "requested", "killed"}
+    assert words(v1.Status, "STATUS_") == {
+        *("applied", "not_requested", "failed_open", "requested", "killed", "blinded"),
+    }
 
 
 def test_requests_have_the_fields_of_the_json() -> None:

@@ -1,4 +1,4 @@
-"""One process with all the engines that `make test` can afford."""
+"""Processes that run engine after engine: one of each kind, or the whole table."""
 
 import json
 import os

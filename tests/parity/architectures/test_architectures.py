@@ -25,6 +25,7 @@ def check(findings: list[dict[str, Any]]) -> None:
         assert found["effect"] >= max(_LEAST_EFFECT, 100 * found["error"]), found
 
 
+@pytest.mark.slow
 def test_one_of_each_kind_equals_transformers_and_measures_as_listed(quick: Found) -> None:
     check(quick.architectures)
     assert [found["name"] for found in quick.architectures] == list(QUICK)
@@ -32,6 +33,7 @@ def test_one_of_each_kind_equals_transformers_and_measures_as_listed(quick: Foun
     assert kinds == set(KINDS.values())
 
 
+@pytest.mark.slow
 def test_an_unlisted_class_is_measured_and_refused(quick: Found) -> None:
     said = quick.refusals["unlisted"]
     assert "Qwen2DecoderLayer are not in the table" in said
@@ -39,6 +41,7 @@ def test_an_unlisted_class_is_measured_and_refused(quick: Found) -> None:
     assert "docs/architectures.md" in said
 
 
+@pytest.mark.slow
 def test_a_declared_kind_is_used_if_it_measures_so(quick: Found) -> None:
     said = quick.refusals
     assert said["declared a pair"] == "steers"
@@ -47,11 +50,13 @@ def test_a_declared_kind_is_used_if_it_measures_so(quick: Found) -> None:
     assert "'pears'" in said["declared nonsense"]
 
 
+@pytest.mark.slow
 def test_a_model_of_several_streams_is_refused_and_measures_as_no_kind(quick: Found) -> None:
     assert "AltUp" in quick.refusals["several streams"]
     assert quick.refusals["several streams, measured"] == "{None}"
 
 
+@pytest.mark.slow
 def test_reading_a_decoy_as_a_pair_would_be_seen(quick: Found) -> None:
     """The comparison has the power to tell a wrong kind: what the edit reads is then far from transformers."""
     assert float(quick.refusals["a decoy read as a pair"]) > 100 * _TOLERANCE

@@ -18,7 +18,7 @@ class Tiny(NamedTuple):
 
 
 QUICK = ("gpt2", "cohere", "gemma4", "olmo2", "qwen3_moe")
-"""One of each kind, experts among them: these run in `make test`."""
+"""One of each kind, experts among them."""
 
 OTHER_ENGINE = {"deepseek_v2"}
 """Architectures whose tiny model vLLM's CPU build runs otherwise than transformers does, unsteered already: their layers are
