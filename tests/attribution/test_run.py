@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.attribution.tiny import llama
 from trimtab.attribution.bundle import Bundle
+from trimtab.attribution.edit import Rows
 from trimtab.attribution.errors import FidelityError, GradientError, SettingsError, StorageError
+from trimtab.attribution.interventions import n_interventions
 from trimtab.attribution.matrix import Stored
 from trimtab.attribution.model import SplitModel
 from trimtab.attribution.run import Result, Settings, attribute
 from trimtab.attribution.sae import SAE
+from trimtab.attribution.validation import Effect, Margins
 
 N_PROMPTS = 16
 BIN = Path(sys.executable).parent
@@ -157,6 +160,27 @@ def test_two_processes_are_one(room: Path, tmp_path: Path, uninterrupted: Result
     # Each process adds up its own passes in fp32, so the order of the sums is another one.
     assert same(numbers(found), numbers(uninterrupted), 1e-3 if more else 1e-4)
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_interventions_that_are_done_are_not_made_again(
+    room: Path, tmp_path: Path, uninterrupted: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    effects, most = Margins.effects, 2
+
+    def counted(self: Margins, edits: Sequence[Rows]) -> list[Effect]:
+        if len(made) == most:
+            raise KeyboardInterrupt
+        made.append(len(edits))
+        return effects(self, edits)
+
+    monkeypatch.setattr(Margins, "effects", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(room, work=tmp_path))
+    most = 1_000
+    (resumed,) = run(settings(room, work=tmp_path))
+    assert sum(made) == n_interventions(settings(room).top)
+    assert numbers(resumed) == numbers(uninterrupted)
 
 
 def test_several_hook_points_share_their_passes(room: Path, uninterrupted: Result) -> None:

@@ -1,18 +1,23 @@
 """Every intervention of a run at one hook point: the leading latents, what they are held against, and how well it was predicted.
 
-All run on the same held-out pairs, in batches, shared out over the processes.
+All run on the same held-out pairs, in batches, shared out over the processes; a batch that is done is kept in a journal, so that
+a run that was stopped goes on after it with the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import torch
 
 from trimtab.attribution.authored import Authored, vector_rows
 from trimtab.attribution.edit import Rows
 from trimtab.attribution.fidelity import Fidelity, Point
+from trimtab.attribution.journal import Journal
 from trimtab.attribution.passes import Passes
 from trimtab.attribution.processes import Processes
 from trimtab.attribution.ranking import Ranking
@@ -20,7 +25,7 @@ from trimtab.attribution.scores import completion_scores
 from trimtab.attribution.selection import leading, random_live
 from trimtab.attribution.validation import STRENGTHS, Effect, Effects, Margins
 
-__all__ = ["N_TRUTH", "Measured", "intervene"]
+__all__ = ["N_TRUTH", "Measured", "intervene", "n_interventions"]
 
 N_TRUTH = 10
 """Leading latents, and as many random ones, whose prediction is compared with what was measured, at least."""
@@ -44,9 +49,15 @@ def intervene(
     *,
     n_pairs: int,
     processes: Processes,
+    work: Path,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Measured:
-    """Measure the effects on the held-out pairs, of which there are `n_pairs`, with the passes `held_out` over them."""
+    """Measure the effects on the held-out pairs, of which there are `n_pairs`, with the passes `held_out` over them; what is done
+    is kept in the folder `work`, which belongs to this model and these pairs.
+
+    Raises:
+        JournalError: it cannot be kept.
+    """
     scores, sae, stats, live_L = ranking.scores, ranking.sae, ranking.stats, ranking.live_L
     best = ranking.best
     wanted = max(N_TRUTH, len(best))
@@ -64,9 +75,11 @@ def intervene(
     edits += [rows(control[: len(best)]), rows(by_activation), vector_rows(scores.difference_in_means_D, -1.0)]
     mine = processes.part(edits)
     found: list[Effect] = []
-    for start in range(0, len(mine), AT_ONCE):
-        found += margins.effects(mine[start : start + AT_ONCE])
-        advance(len(mine[start : start + AT_ONCE]) * (processes.size if processes.sharing else 1))
+    with _kept(work / f"interventions-{sae.layer}", processes) as journal:
+        for start in range(0, len(mine), AT_ONCE):
+            batch = mine[start : start + AT_ONCE]
+            found += _effects(margins, batch, journal)
+            advance(len(batch) * (processes.size if processes.sharing else 1))
     effects = iter(processes.collect(found))
     of_each = {latent: next(effects) for latent in each}
     together = {strength: next(effects) for strength in STRENGTHS}
@@ -86,6 +99,31 @@ def intervene(
     gap_C = (predicted[0::2] - predicted[1::2]).mean(0).tolist()
     points = [Point(sae.name(latent), i < len(truth), gap_C[i], -of_each[latent].mean) for i, latent in enumerate(each)]
     return Measured(measured, Fidelity.of(points))
+
+
+@contextmanager
+def _kept(stem: Path, processes: Processes) -> Iterator[Journal | None]:
+    """This process's journal; None where all processes make every batch together and must not disagree on what is done."""
+    if processes.size > 1 and not processes.sharing:
+        yield None
+        return
+    with Journal.open(stem.with_name(f"{stem.name}-{processes.rank}.jsonl"), {}) as journal:
+        yield journal
+
+
+def _effects(margins: Margins, batch: Sequence[Rows], journal: Journal | None) -> list[Effect]:
+    """The effects of a batch, out of the journal if it is there; under one key, since a batch is one computation."""
+    digest = hashlib.sha256()
+    for rows in batch:
+        for tensor in vars(rows).values():
+            digest.update(tensor.cpu().numpy().tobytes())
+    key = digest.hexdigest()
+    if journal is not None and key in journal:
+        return [Effect(*map(float.fromhex, numbers)) for numbers in journal[key]["effects"]]
+    found = margins.effects(batch)
+    if journal is not None:  # as hexadecimal, which is exact, and spells what is not finite
+        journal.add(key, {"effects": [[float(number).hex() for number in astuple(effect)] for effect in found]})
+    return found
 
 
 def n_interventions(top: int) -> int:

@@ -182,6 +182,7 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
                 edit,
                 n_pairs=len(pairs),
                 processes=processes,
+                work=work,
                 advance=lambda n: progress.advance(task, n),
             )
             if not measured.fidelity.holds and not settings.allow_low_fidelity:
