@@ -157,8 +157,9 @@ def test_two_processes_are_one(room: Path, tmp_path: Path, uninterrupted: Result
     assert done.returncode == 0, done.stderr
     found = Bundle.load(out)
     assert found.header.provenance["processes"] == 2
-    # Each process adds up its own passes in fp32, so the order of the sums is another one.
-    assert same(numbers(found), numbers(uninterrupted), 1e-3 if more else 1e-4)
+    # Each process adds up its own passes, M in fp32: the score by projection differs by one unit in the last place of its largest
+    # term, at most 2e-6 of itself where the terms cancel. All else is the same to 1e-13.
+    assert same(numbers(found), numbers(uninterrupted), 1e-3 if more else 1e-5)
     assert list(tmp_path.iterdir()) == [out]
 
 
