@@ -6,10 +6,11 @@ process that runs the model (vLLM's worker) and of all of the engine's processes
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,11 +118,15 @@ def start(name: str) -> Iterator[Engine]:
     try:
         yield engine
     finally:
+        family = _descendants(process.pid or 0)
         ours.close()
         process.join(60)
         if process.is_alive():
             process.terminate()
             process.join()
+        for pid in family:  # vLLM's own processes outlive one that was terminated, and poll for ever
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _serve(connection: "Connection[Any, Any]", name: str) -> None:
