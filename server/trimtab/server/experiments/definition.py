@@ -115,7 +115,8 @@ class Grading(_Part):
 
 
 class StopRule(_Part):
-    """When the experiment is over. Results are valid at every look, so it may also be stopped at any time."""
+    """When the experiment is over; units are those of all arms. Results are valid at every look, so it may also be stopped at any
+    time, and the server says that it is over and leaves stopping it to you."""
 
     when: Literal["conclusive", "horizon"] = "conclusive"
     """`conclusive`: once the primary metric's sequence excludes 0 or any effect of the minimum size. `horizon`: not before

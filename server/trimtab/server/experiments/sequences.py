@@ -6,10 +6,11 @@ With N units so far in both arms, an estimate of standard error s and σ² = N s
 (2021, arXiv 2103.06476), for a ρ > 0 fixed beforehand:
 
     two-sided, eq. 9     estimate ± σ √( 2(Nρ² + 1) / (N²ρ²) · log( √(Nρ² + 1) / α ) )
-    one-sided, app. B    estimate − σ √( 2(Nρ² + 1) / (N²ρ²) · log( 1 + √(Nρ² + 1) / 2α ) )
-    p-value              1 / e,  e = exp( ρ² (estimate/s)² N / (2(Nρ² + 1)) ) / √(Nρ² + 1)
+    one-sided, eq. 134   estimate − σ √( 2(Nρ² + 1) / (N²ρ²) · log( 1 + √(Nρ² + 1) / 2α ) )
+    p-value, eq. 155     1 / e,  e = exp( ρ² (estimate/s)² N / (2(Nρ² + 1)) ) / √(Nρ² + 1)
 
-ρ only says at which N the interval is narrowest relative to its limit; for N* units, ρ² = (−2 log α + log(1 − 2 log α)) / N*.
+ρ only says at which N the interval is narrowest relative to its limit; for N* units, ρ² = (−2 log α + log(1 − 2 log α)) / N*
+(eq. 161), with 2α for α where one side is asked about.
 
 Lindon and Malek (2022, arXiv 2011.03567): counts against shares θ₀, a Dirichlet(c θ₀) for the alternative; the Bayes factor of
 the counts is a martingale under θ₀, so P(ever 1/BF ≤ α) ≤ α. Where the shares change (a ramp cuts buckets differently), the
@@ -20,9 +21,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln, ndtri, xlogy
+from scipy.special import gammaln, ndtr, xlogy
 
-__all__ = ["Moments", "bound", "difference", "half_width", "p_value", "rho_for", "sample_ratio_p", "units_needed"]
+__all__ = [
+    "Moments",
+    "bound",
+    "difference",
+    "half_width",
+    "p_value",
+    "power",
+    "rho_for",
+    "sample_ratio_p",
+    "units_needed",
+]
 
 Floats = npt.NDArray[np.float64]
 FloatLike = Any
@@ -89,23 +100,25 @@ def sample_ratio_p(counts_EK: npt.ArrayLike, shares_EK: npt.ArrayLike, concentra
     return np.asarray(np.exp(-np.maximum(log_factor, 0.0)))
 
 
-def units_needed(variance: float, effect: float, alpha: float, rho: float, power: float = 0.8) -> int:
-    """Units in both arms together by which the sequence excludes 0 with probability `power`, if the effect is `effect`.
+def power(variance: FloatLike, effect: float, n: FloatLike, alpha: float, rho: float) -> FloatLike:
+    """The probability that the two-sided sequence excludes 0 at `n` units in both arms, if the effect is `effect`.
 
-    `variance` is σ² = N s². Excluding 0 at N needs estimate > half-width, and the estimate is normal: the first N with
-    half_width(N) + z_power σ/√N ≤ effect.
+    `variance` is σ² = N s². It may have excluded 0 before, and that counts too: of a watched experiment this is a lower bound.
     """
+    error = np.sqrt(np.asarray(variance) / n)
+    width = half_width(error, n, alpha, rho)
+    found: FloatLike = ndtr((abs(effect) - width) / error) + ndtr(-(abs(effect) + width) / error)
+    return found
+
+
+def units_needed(variance: float, effect: float, alpha: float, rho: float, target: float = 0.8) -> int:
+    """Units in both arms together at which `power` is at least `target`."""
     if variance <= 0:
         return 0
-
-    def short(n: int) -> bool:
-        error = (variance / n) ** 0.5
-        return bool(half_width(error, n, alpha, rho) + ndtri(power) * error > effect)
-
     low, high = 1, 2
-    while short(high):
+    while power(variance, effect, high, alpha, rho) < target:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if short(middle) else (low, middle)
+        low, high = (middle, high) if power(variance, effect, middle, alpha, rho) < target else (low, middle)
     return high

@@ -1,10 +1,13 @@
-"""Writes golden.json: one small data set, and what published implementations say of it. Neither can stand beside this project's
-NumPy, so each is read from a folder of its own:
+"""Writes golden.json: one small data set, and what published implementations say of it. None can stand beside this project's
+NumPy, so each is read from a folder of its own. GrowthBook's engine is newer in its repository than on PyPI: one-sided sequences
+and power are there alone.
 
     pip install --target A gbstats==0.8.0 ssrm-test==0.1.5 && rm A/typing.py
     pip install --target B tea-tasting==1.14.0
+    git clone https://github.com/growthbook/growthbook C && git -C C checkout 8f1db4456915a8e7b7faf23d5632ca7219d2f469
     PYTHONPATH=A python tests/server/experiments/golden/write.py growthbook && \
-    PYTHONPATH=B python tests/server/experiments/golden/write.py tea-tasting
+    PYTHONPATH=B python tests/server/experiments/golden/write.py tea-tasting && \
+    PYTHONPATH=C/packages/stats:A python tests/server/experiments/golden/write.py growthbook-repository
 """
 
 import json
@@ -86,6 +89,37 @@ def growthbook(d: dict[str, list[list[float]]]) -> dict[str, Any]:
     }
 
 
+def growthbook_repository(d: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """The bounds of one-sided sequences, each way; the power for an effect of 0.5, at these units and at ten times as many."""
+    from gbstats.frequentist.tests import (
+        FrequentistTestResult,
+        SequentialConfig,
+        SequentialOneSidedTreatmentGreaterTTest,
+        SequentialOneSidedTreatmentLesserTTest,
+        SequentialTwoSidedTTest,
+    )
+    from gbstats.models.statistics import SampleMeanStatistic
+    from gbstats.power.midexperimentpower import MidExperimentPower, MidExperimentPowerConfig
+
+    arms = []
+    for values in d["y"]:
+        v = np.array(values)
+        arms.append(SampleMeanStatistic(n=len(v), sum=float(v.sum()), sum_squares=float(v @ v)))
+    config = SequentialConfig(difference_type="absolute")
+    greater = SequentialOneSidedTreatmentGreaterTTest([tuple(arms)], config)
+    lesser = SequentialOneSidedTreatmentLesserTTest([tuple(arms)], config)
+    both = SequentialTwoSidedTTest([tuple(arms)], config)
+    found: FrequentistTestResult = both.compute_result()
+    power = MidExperimentPower(
+        both.moments_result, found, config, MidExperimentPowerConfig(target_mde=0.5, prior_effect=None, sequential=True)
+    )
+    return {
+        "low": float(greater.confidence_interval[0]),
+        "high": float(lesser.confidence_interval[1]),
+        "power": [power.power(0), power.power(9)],
+    }
+
+
 def tea_tasting(d: dict[str, list[list[float]]]) -> dict[str, Any]:
     """Fixed-horizon means, ratios and CUPED of tea-tasting: estimates and standard errors."""
     import pyarrow as pa
@@ -94,12 +128,16 @@ def tea_tasting(d: dict[str, list[list[float]]]) -> dict[str, Any]:
     table = pa.table({"variant": [0] * 60 + [1] * 70, **{key: arms[0] + arms[1] for key, arms in d.items()}})
     metrics = {"mean": tt.Mean("y"), "ratio": tt.RatioOfMeans("num", "den"), "adjusted": tt.Mean("y", "x")}
     results = tt.Experiment(metrics).analyze(table)
+    family = {f"m{i}": tt.Mean(key) for i, key in enumerate(d)}
+    corrected = tt.adjust_fwer(tt.Experiment(family).analyze(table), arbitrary_dependence=True, method="bonferroni")
     return {
         key: {
             "estimate": float(results[key].effect_size),
             "error": float(results[key].effect_size / results[key].statistic),
         }
         for key in metrics
+    } | {
+        "holm": [[float(row[name]) for row in corrected.to_dicts()] for name in ("pvalue", "pvalue_adj")],
     }
 
 
@@ -110,4 +148,6 @@ if __name__ == "__main__":
             golden["growthbook"] = growthbook(golden["data"])
         case "tea-tasting":
             golden["tea_tasting"] = tea_tasting(golden["data"])
+        case "growthbook-repository":
+            golden["growthbook_repository"] = growthbook_repository(golden["data"])
     FILE.write_text(json.dumps(golden) + "\n")
