@@ -51,6 +51,10 @@ endif
 demo: $(READY) ## attribution, bundle, server, three steered replies with their proof
 	$(BIN)/python docs/demo.py
 
+demo-experiment: $(READY) ## a mitigation in front of simulated traffic: ramped, watched, an over-steered arm rolled back
+	$(BIN)/python docs/demo_experiment.py
+.PHONY: demo-experiment
+
 test: $(READY) ## the tests, in two processes: the offline engine in one, the server in the other
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
@@ -128,6 +132,10 @@ bench: $(READY) ## what steering costs, beside plain vLLM, vllm-lens and a trans
 bench-attribution: $(READY) ## what attribution costs, beside the naive sum and a plain forward; writes docs/benchmarks-attribution.md
 	$(BIN)/python -m tests.bench.attribution
 .PHONY: bench-attribution
+
+monte-carlo: $(READY) ## how often the analysis of experiments errs, a thousand runs of everything; writes docs/experiments-analysis.md
+	$(BIN)/python -m tests.monte_carlo $(ARGS)
+.PHONY: monte-carlo
 
 sae: $(READY) ## train the shipped SAE again; resumable, hours on two cores
 	$(BIN)/python -m trimtab.attribution.training

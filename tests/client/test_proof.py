@@ -68,3 +68,12 @@ def test_anything_less_than_proof_raises(steering: object, said: str) -> None:
 def test_tokens_from_the_prefix_cache_count_as_applied() -> None:
     proof = {**PROOF, "completion_tokens": 0, "cached_prompt_tokens": 32}
     assert require_applied({"steering": proof}).n_tokens == 32
+
+
+def test_the_experiment_of_a_reply_is_told() -> None:
+    enrolled = {"experiment": {"key": "calm-replies", "arm": "calm"}}
+    applied = Applied.of({"steering": {**PROOF, **enrolled}})
+    assert applied.experiment is not None
+    assert (applied.experiment.key, applied.experiment.arm) == ("calm-replies", "calm")
+    assert applied.to_dict()["experiment"] == enrolled["experiment"]
+    assert Applied.of({"steering": {"status": "blinded"}}).experiment is None

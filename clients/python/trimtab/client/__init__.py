@@ -22,18 +22,34 @@ if TYPE_CHECKING:
     from trimtab.client.comparison import Comparison as Comparison
     from trimtab.client.errors import CallError as CallError
     from trimtab.client.errors import ConflictError as ConflictError
+    from trimtab.client.errors import ExperimentStateError as ExperimentStateError
     from trimtab.client.errors import InvalidBundleError as InvalidBundleError
+    from trimtab.client.errors import InvalidExperimentError as InvalidExperimentError
     from trimtab.client.errors import InvalidSteeringError as InvalidSteeringError
     from trimtab.client.errors import NotAppliedError as NotAppliedError
+    from trimtab.client.errors import StaleRevisionError as StaleRevisionError
     from trimtab.client.errors import TrimtabError as TrimtabError
     from trimtab.client.errors import UnknownBundleError as UnknownBundleError
+    from trimtab.client.errors import UnknownExperimentError as UnknownExperimentError
     from trimtab.client.errors import UnsupportedError as UnsupportedError
     from trimtab.client.errors import Violation as Violation
+    from trimtab.client.experiments import ArmHealth as ArmHealth
+    from trimtab.client.experiments import Change as Change
+    from trimtab.client.experiments import Effect as Effect
+    from trimtab.client.experiments import Experiment as Experiment
+    from trimtab.client.experiments import ExperimentHealth as ExperimentHealth
+    from trimtab.client.experiments import ExperimentResults as ExperimentResults
+    from trimtab.client.experiments import GuardrailResult as GuardrailResult
+    from trimtab.client.experiments import Look as Look
+    from trimtab.client.experiments import NextStep as NextStep
+    from trimtab.client.experiments import Outcome as Outcome
+    from trimtab.client.experiments import Recorded as Recorded
     from trimtab.client.http import Trimtab as Trimtab
     from trimtab.client.inspection import InspectedToken as InspectedToken
     from trimtab.client.inspection import Inspection as Inspection
     from trimtab.client.inspection import LatentActivation as LatentActivation
     from trimtab.client.proof import Applied as Applied
+    from trimtab.client.proof import Enrolled as Enrolled
     from trimtab.client.proof import HookPoint as HookPoint
     from trimtab.client.proof import require_applied as require_applied
     from trimtab.client.spec import Edit as Edit
@@ -44,26 +60,42 @@ if TYPE_CHECKING:
 _HOME = {
     "Applied": "proof",
     "Arm": "comparison",
+    "ArmHealth": "experiments",
     "ArmReply": "comparison",
     "AsyncTrimtab": "aio",
     "BundleLatent": "bundles",
     "BundleSummary": "bundles",
     "CallError": "errors",
+    "Change": "experiments",
     "Comparison": "comparison",
     "ConflictError": "errors",
     "Edit": "spec",
+    "Effect": "experiments",
+    "Enrolled": "proof",
+    "Experiment": "experiments",
+    "ExperimentHealth": "experiments",
+    "ExperimentResults": "experiments",
+    "ExperimentStateError": "errors",
+    "GuardrailResult": "experiments",
     "HookPoint": "proof",
     "InspectedToken": "inspection",
     "Inspection": "inspection",
     "InvalidBundleError": "errors",
+    "InvalidExperimentError": "errors",
     "InvalidSteeringError": "errors",
     "Latent": "spec",
     "LatentActivation": "inspection",
+    "Look": "experiments",
+    "NextStep": "experiments",
     "NotAppliedError": "errors",
+    "Outcome": "experiments",
+    "Recorded": "experiments",
+    "StaleRevisionError": "errors",
     "Steering": "spec",
     "Trimtab": "http",
     "TrimtabError": "errors",
     "UnknownBundleError": "errors",
+    "UnknownExperimentError": "errors",
     "UnsupportedError": "errors",
     "Validation": "bundles",
     "Vector": "spec",
@@ -74,26 +106,42 @@ _HOME = {
 __all__ = [
     "Applied",
     "Arm",
+    "ArmHealth",
     "ArmReply",
     "AsyncTrimtab",
     "BundleLatent",
     "BundleSummary",
     "CallError",
+    "Change",
     "Comparison",
     "ConflictError",
     "Edit",
+    "Effect",
+    "Enrolled",
+    "Experiment",
+    "ExperimentHealth",
+    "ExperimentResults",
+    "ExperimentStateError",
+    "GuardrailResult",
     "HookPoint",
     "InspectedToken",
     "Inspection",
     "InvalidBundleError",
+    "InvalidExperimentError",
     "InvalidSteeringError",
     "Latent",
     "LatentActivation",
+    "Look",
+    "NextStep",
     "NotAppliedError",
+    "Outcome",
+    "Recorded",
+    "StaleRevisionError",
     "Steering",
     "Trimtab",
     "TrimtabError",
     "UnknownBundleError",
+    "UnknownExperimentError",
     "UnsupportedError",
     "Validation",
     "Vector",

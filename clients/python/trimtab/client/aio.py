@@ -12,6 +12,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from typing_extensions import Unpack
 
 from trimtab.client import calls, comparison, inspection
+from trimtab.client.aio_experiments import AsyncExperimentRoutes, AsyncOutcomeRoutes
 from trimtab.client.bundles import (
     BundleLatent,
     BundleSummary,
@@ -81,6 +82,8 @@ class AsyncTrimtab:
         self.chat = AsyncChat(self._wire)
         self.completions = AsyncCompletions(self._wire)
         self.steering = AsyncSteeringRoutes(self._wire)
+        self.experiments = AsyncExperimentRoutes(self._wire)
+        self.outcomes = AsyncOutcomeRoutes(self._wire)
 
     @property
     def openai(self) -> openai.AsyncOpenAI:

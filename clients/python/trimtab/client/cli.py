@@ -24,6 +24,7 @@ _ABOUT = {
     "compare": "One prompt with one seed under several steerings, side by side.",
     "config": "Settings: what they are, and where each came from.",
     "doctor": "What keeps a server from starting or steering here.",
+    "experiment": "A/B tests of mitigations: create, ramp, watch, kill; results that are valid at every look.",
     "keys": "API keys: make, rotate, revoke, list.",
     "kill": "The kill switch: all steering off, on every replica.",
     "model": "Fetch and check the model that Trimtab carries.",
@@ -32,12 +33,17 @@ _ABOUT = {
     "report": "Write what was found and measured as one HTML file.",
     "serve": "Serve a model whose requests can be steered, over the OpenAI API.",
 }
-_EXTRA = {"trimtab.attribution": "trimtab[attribution]", "trimtab.server": "trimtab[cpu]"}
+_EXTRA = {
+    "trimtab.attribution": "trimtab[attribution]",
+    "trimtab.client": "trimtab[reports]",
+    "trimtab.server": "trimtab[cpu]",
+}
 
 # fmt: off
 _HEAVY = frozenset({
     "accelerate", "alembic", "fastapi", "gguf", "jinja2", "limits", "matplotlib", "numpy", "platformdirs", "prometheus_client",
-    "pydantic_settings", "pythonjsonlogger", "safetensors", "scipy", "sqlalchemy", "torch", "transformers", "uvicorn", "vllm",
+    "pyarrow", "pydantic_settings", "pythonjsonlogger", "safetensors", "scipy", "sqlalchemy", "torch", "transformers",
+    "uvicorn", "vllm", "yaml",
 })
 # fmt: on
 """What the extras bring; the base install has none of it."""

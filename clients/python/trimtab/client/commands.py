@@ -19,7 +19,7 @@ from trimtab.client.conversation import Conversation, parse_steering
 from trimtab.client.errors import TrimtabError, UnsupportedError
 from trimtab.client.http import Trimtab
 
-__all__ = ["chat", "compare"]
+__all__ = ["AsJson", "Key", "Server", "chat", "compare", "failures"]
 
 FAILED = 1
 REFUSED = 2
@@ -57,7 +57,7 @@ def chat(
 ) -> None:
     """Chat with a model, steered as you say; under each reply stands the proof of what was applied. /help lists the commands."""
     out = Console(soft_wrap=True, highlight=False)
-    with _failures(), Trimtab(server, api_key=api_key) as client:
+    with failures(), Trimtab(server, api_key=api_key) as client:
         conversation = Conversation(
             client,
             model or _first_model(client),
@@ -173,7 +173,7 @@ def compare(
 ) -> None:
     """Ask one prompt with one seed under several steerings, side by side, beside an unsteered control."""
     out = Console(highlight=False)
-    with _failures(), Trimtab(server, api_key=api_key) as client:
+    with failures(), Trimtab(server, api_key=api_key) as client:
         arms = {"control": Arm()}
         arms |= {what: Arm(parse_steering(what)) for what in steer or ()}
         arms |= {f"told: {what}": Arm(system_prompt=what) for what in prompted or ()}
@@ -225,7 +225,7 @@ def _first_model(client: Trimtab) -> str:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
+def failures() -> Iterator[None]:
     """Errors that end a command, as one sentence."""
     try:
         yield

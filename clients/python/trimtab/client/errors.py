@@ -6,6 +6,10 @@ TrimtabError
 ├── InvalidBundleError     the bytes that were to be loaded are no bundle for the server's model
 ├── ConflictError          another bundle has that name, or it is pinned
 ├── UnsupportedError       this server, model or engine cannot do it
+├── InvalidExperimentError the definition of an experiment breaks a rule; `violations` lists every one
+├── UnknownExperimentError no experiment has that key
+├── ExperimentStateError   the experiment's state does not allow the change
+├── StaleRevisionError     somebody else changed the experiment since it was read
 ├── NotAppliedError        the reply was not steered as asked, or carries no proof that it was
 └── CallError              whatever else a call over gRPC fails of: keys, quotas, time-outs, the connection
 """
@@ -21,11 +25,15 @@ if TYPE_CHECKING:
 __all__ = [
     "CallError",
     "ConflictError",
+    "ExperimentStateError",
     "InvalidBundleError",
+    "InvalidExperimentError",
     "InvalidSteeringError",
     "NotAppliedError",
+    "StaleRevisionError",
     "TrimtabError",
     "UnknownBundleError",
+    "UnknownExperimentError",
     "UnsupportedError",
     "Violation",
 ]
@@ -123,6 +131,30 @@ class UnsupportedError(TrimtabError):
     code = "unsupported"
 
 
+class InvalidExperimentError(TrimtabError):
+    """The experiment cannot be run as it is written; nothing was stored."""
+
+    code = "invalid_experiment"
+
+
+class UnknownExperimentError(TrimtabError):
+    """No experiment has that key."""
+
+    code = "unknown_experiment"
+
+
+class ExperimentStateError(TrimtabError):
+    """The experiment's state does not allow the change."""
+
+    code = "experiment_state"
+
+
+class StaleRevisionError(TrimtabError):
+    """The experiment has changed since it was read; read it again."""
+
+    code = "stale_revision"
+
+
 class NotAppliedError(TrimtabError):
     """The reply was not steered as asked, or carries no proof that it was."""
 
@@ -146,5 +178,9 @@ _KINDS: tuple[type[TrimtabError], ...] = (
     InvalidBundleError,
     ConflictError,
     UnsupportedError,
+    InvalidExperimentError,
+    UnknownExperimentError,
+    ExperimentStateError,
+    StaleRevisionError,
     NotAppliedError,
 )

@@ -34,6 +34,7 @@ from trimtab.client.calls import (
 )
 from trimtab.client.comparison import Arms, Comparison, Gathered, Piece, RawPiece
 from trimtab.client.errors import NotAppliedError, UnsupportedError
+from trimtab.client.experiment_routes import ExperimentRoutes, OutcomeRoutes
 from trimtab.client.inspection import Inspection
 from trimtab.client.proof import Applied, require_applied
 from trimtab.client.replies import SteeredChatChunk, SteeredChatCompletion, SteeredCompletion
@@ -84,6 +85,8 @@ class Trimtab:
         self.chat = Chat(self._wire)
         self.completions = Completions(self._wire)
         self.steering = SteeringRoutes(self._wire)
+        self.experiments = ExperimentRoutes(self._wire)
+        self.outcomes = OutcomeRoutes(self._wire)
 
     @property
     def openai(self) -> openai.OpenAI:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trimtab.client.errors import NotAppliedError
 
-__all__ = ["Applied", "HookPoint", "require_applied"]
+__all__ = ["Applied", "Enrolled", "HookPoint", "require_applied"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,15 @@ class HookPoint:
 
 
 @dataclass(frozen=True)
+class Enrolled:
+    """The part of a reply in an experiment; a key that is blinded is not told."""
+
+    key: str
+    """The experiment's."""
+    arm: str
+
+
+@dataclass(frozen=True)
 class Applied:
     """What was applied to one reply, counted where it was applied."""
 
@@ -55,6 +64,8 @@ class Applied:
     """By name, `blocks.14.resid_post`."""
     reason: str | None = None
     """Why the reply was not steered as asked, when it failed open."""
+    experiment: Enrolled | None = None
+    """The experiment whose arm the server gave; None if it is in none."""
 
     @property
     def n_tokens(self) -> int:
@@ -75,8 +86,9 @@ class Applied:
     def to_dict(self) -> dict[str, Any]:
         """The `steering` object of a reply, as JSON."""
         points = {name: asdict(point) for name, point in self.hook_points.items()}
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "hook_points"}
-        return {**own, "bundles": list(self.bundles), "hook_points": points}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("experiment", "hook_points")}
+        told = {} if self.experiment is None else {"experiment": asdict(self.experiment)}
+        return {**own, "bundles": list(self.bundles), "hook_points": points, **told}
 
     @classmethod
     def of(cls, reply: object) -> Applied:
@@ -94,13 +106,14 @@ class Applied:
             )
         try:
             points = {str(name): HookPoint(**_counts(point)) for name, point in raw.get("hook_points", {}).items()}
-            plan = raw.get("plan")
+            plan, enrolled = raw.get("plan"), raw.get("experiment")
             return cls(
                 status=str(raw["status"]),
                 plan=None if plan is None else str(plan),
                 bundles=tuple(str(name) for name in raw.get("bundles", ())),
                 hook_points=MappingProxyType(points),
                 reason=raw.get("reason"),
+                experiment=None if enrolled is None else Enrolled(str(enrolled["key"]), str(enrolled["arm"])),
                 **_counts(raw),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as e:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, TypeVar
 
+import httpx2
 import openai
 from openai import BaseModel
+from openai._models import FinalRequestOptions
 
 from trimtab.client import calls
 from trimtab.client.calls import Verb
+from trimtab.client.experiment_calls import Ask
 
 __all__ = ["AsyncRest", "Rest"]
 
@@ -60,6 +63,17 @@ class Rest:
                     return ask(f"{calls.bundle_path(name)}/pin", cast_to=object)
                 case _:
                     return self.sdk.post(f"/steering/{verb}", cast_to=object, body=body)
+
+    def call(self, ask: Ask) -> Any:
+        """The JSON of a route outside the OpenAI API."""
+        with calls.typed_errors():
+            return self.sdk.request(object, _options(self.sdk, ask))
+
+    def text(self, ask: Ask) -> tuple[str, Mapping[str, str]]:
+        """Likewise, the text of its answer, and its headers."""
+        with calls.typed_errors():
+            answer = self.sdk.request(httpx2.Response, _options(self.sdk, ask))
+        return answer.text, answer.headers
 
     def close(self) -> None:
         """Closes the connections."""
@@ -120,6 +134,17 @@ class AsyncRest:
                 case _:
                     return await self.sdk.post(f"/steering/{verb}", cast_to=object, body=body)
 
+    async def call(self, ask: Ask) -> Any:
+        """The JSON of a route outside the OpenAI API."""
+        with calls.typed_errors():
+            return await self.sdk.request(object, _options(self.sdk, ask))
+
+    async def text(self, ask: Ask) -> tuple[str, Mapping[str, str]]:
+        """Likewise, the text of its answer, and its headers."""
+        with calls.typed_errors():
+            answer = await self.sdk.request(httpx2.Response, _options(self.sdk, ask))
+        return answer.text, answer.headers
+
     async def close(self) -> None:
         """Closes the connections."""
         await self.sdk.close()
@@ -138,3 +163,8 @@ class AsyncRestChunks(AsyncIterator[Model]):
     async def close(self) -> None:
         """Stops the reply; the server aborts it."""
         await self._chunks.close()
+
+
+def _options(sdk: openai.OpenAI | openai.AsyncOpenAI, ask: Ask) -> FinalRequestOptions:
+    url = str(sdk.base_url.join("/")).rstrip("/") + ask.path
+    return FinalRequestOptions(method=ask.method, url=url, json_data=ask.body, params=ask.params)

@@ -19,6 +19,7 @@ from openai import BaseModel
 from trimtab.client import messages
 from trimtab.client.calls import Verb
 from trimtab.client.errors import CallError, TrimtabError, UnsupportedError, Violation
+from trimtab.client.experiment_calls import Ask
 from trimtab.v1 import inference_pb2 as inference
 from trimtab.v1 import steering_service_pb2 as service
 from trimtab.v1.inference_pb2_grpc import InferenceServiceStub
@@ -54,9 +55,24 @@ class Grpc:
         with _typed_errors():
             return read(call(request, **self._options))
 
+    def call(self, ask: Ask) -> Any:
+        """
+        Raises:
+            UnsupportedError: always; only HTTP has these routes.
+        """
+        raise _http_only(ask)
+
+    def text(self, ask: Ask) -> tuple[str, Mapping[str, str]]:
+        """Likewise."""
+        raise _http_only(ask)
+
     def close(self) -> None:
         """Closes the channel."""
         self._channel.close()
+
+
+def _http_only(ask: Ask) -> UnsupportedError:
+    return UnsupportedError(f"this client asks for {ask.path} over HTTP alone; give the server's HTTP address")
 
 
 class GrpcChunks(Iterator[Model]):
@@ -100,6 +116,17 @@ class AsyncGrpc:
         call, request, read = self._stubs.answer(verb, body)
         with _typed_errors():
             return read(await call(request, **self._options))
+
+    async def call(self, ask: Ask) -> Any:
+        """
+        Raises:
+            UnsupportedError: always; only HTTP has these routes.
+        """
+        raise _http_only(ask)
+
+    async def text(self, ask: Ask) -> tuple[str, Mapping[str, str]]:
+        """Likewise."""
+        raise _http_only(ask)
 
     async def close(self) -> None:
         """Closes the channel."""

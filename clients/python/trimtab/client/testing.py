@@ -28,7 +28,7 @@ HOOK_POINT = "blocks.0.resid_post"
 
 
 class FakeServer:
-    """Answers generation, comparisons, validation and the list of bundles."""
+    """Answers generation, comparisons, validation, outcomes and the list of bundles."""
 
     def __init__(self, text: str = "A reply.", *, bundles: tuple[str, ...] = ("calm",)) -> None:
         self.text = text
@@ -76,6 +76,8 @@ class FakeServer:
             case "/steering/validate":
                 found = {"plan": _plan(asked["steering"]), "bundles": list(self.bundles), "hook_points": [HOOK_POINT]}
                 return httpx2.Response(200, json={**found, "n_rows": 1, "valid": True})
+            case "/outcomes":
+                return httpx2.Response(200, json={"recorded": len(asked["outcomes"]), "duplicate": 0, "pending": 0})
             case "/steering/bundles":
                 return httpx2.Response(200, json={"object": "list", "data": [_bundle(name) for name in self.bundles]})
             case path:
