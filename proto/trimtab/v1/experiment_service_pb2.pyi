@@ -265,7 +265,7 @@ class GuardrailResult(_message.Message):
     def __init__(self, metric: _Optional[str] = ..., arm: _Optional[str] = ..., margin: _Optional[float] = ..., harm: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., state: _Optional[_Union[GuardrailState, str]] = ...) -> None: ...
 
 class ExperimentResults(_message.Message):
-    __slots__ = ("units", "crossover_count", "sample_ratio_p", "verdicts", "effects", "guardrails", "units_needed", "days_left", "notes")
+    __slots__ = ("units", "crossover_count", "sample_ratio_p", "verdicts", "effects", "guardrails", "units_needed", "days_left", "notes", "power", "over", "triggered_ratio_p")
     class UnitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +280,13 @@ class ExperimentResults(_message.Message):
         key: str
         value: Verdict
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Verdict, str]] = ...) -> None: ...
+    class TriggeredRatioPEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     UNITS_FIELD_NUMBER: _ClassVar[int]
     CROSSOVER_COUNT_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_RATIO_P_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +296,9 @@ class ExperimentResults(_message.Message):
     UNITS_NEEDED_FIELD_NUMBER: _ClassVar[int]
     DAYS_LEFT_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    POWER_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    TRIGGERED_RATIO_P_FIELD_NUMBER: _ClassVar[int]
     units: _containers.ScalarMap[str, int]
     crossover_count: int
     sample_ratio_p: float
@@ -298,7 +308,10 @@ class ExperimentResults(_message.Message):
     units_needed: int
     days_left: float
     notes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, units: _Optional[_Mapping[str, int]] = ..., crossover_count: _Optional[int] = ..., sample_ratio_p: _Optional[float] = ..., verdicts: _Optional[_Mapping[str, Verdict]] = ..., effects: _Optional[_Iterable[_Union[Effect, _Mapping]]] = ..., guardrails: _Optional[_Iterable[_Union[GuardrailResult, _Mapping]]] = ..., units_needed: _Optional[int] = ..., days_left: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+    power: float
+    over: str
+    triggered_ratio_p: _containers.ScalarMap[str, float]
+    def __init__(self, units: _Optional[_Mapping[str, int]] = ..., crossover_count: _Optional[int] = ..., sample_ratio_p: _Optional[float] = ..., verdicts: _Optional[_Mapping[str, Verdict]] = ..., effects: _Optional[_Iterable[_Union[Effect, _Mapping]]] = ..., guardrails: _Optional[_Iterable[_Union[GuardrailResult, _Mapping]]] = ..., units_needed: _Optional[int] = ..., days_left: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., power: _Optional[float] = ..., over: _Optional[str] = ..., triggered_ratio_p: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class WatchExperimentRequest(_message.Message):
     __slots__ = ("key", "interval_seconds")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.server.experiments.examples import HOUR, NOON, experiment
-from trimtab.server.experiments.analysis import GuardrailResult, Results
+from trimtab.server.experiments.analysis import Results
+from trimtab.server.experiments.effect import GuardrailResult
 from trimtab.server.experiments.exposures import DROPPED
 from trimtab.server.experiments.lifecycle import Record, change, draft
 from trimtab.server.experiments.measurements import ArmCounts
@@ -21,7 +22,20 @@ RAMP = [
     {"coverage": 1.0, "approval": True},
 ]
 FINE = ArmCounts(500, 500, 1000, {"applied": 1000})
-RESULTS = Results("calm-replies", (400, 400, 200), 0.8, (), (), {}, None, None, ())
+RESULTS = Results(
+    "calm-replies",
+    n_units=(400, 400, 200),
+    sample_ratio_p=0.8,
+    triggered_ratio_p={},
+    effects=(),
+    guardrails=(),
+    verdicts={},
+    units_needed=None,
+    power=None,
+    days_left=None,
+    over=None,
+    notes=(),
+)
 
 
 def running(**changes: Any) -> Record:

@@ -5,6 +5,7 @@ import time
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
@@ -298,7 +299,11 @@ def test_units_are_measured_by_their_replies_and_by_what_is_told_of_them(
     assert sorted(of_arm) == [0, 1]
     a, b = of_arm[0], of_arm[1]
     assert (units.outcome("harm")[a], units.outcome("harm")[b]) == (1.75, 0.0)
-    assert (units.outcome("harm-before")[a], units.outcome("harm-before")[b]) == (3.0, 0.0)
+    assert (units.outcome("harm-before")[a], units.outcome("harm-before")[b]) == (0.0, 7.0)
+    assert (units.covariates["harm-before"][a], units.covariates["harm"][a]) == (3.0, 9.0)
+    assert np.isnan(units.covariates["harm-before"][b])
+    assert (units.reported("harm")[a], units.reported("harm")[b]) == (True, False)
+    assert measured.enrolled_at[a] == text_of(NOON + timedelta(seconds=10))
     assert (units.complied_U[a], units.complied_U[b]) == (False, True)
     assert (units.triggered_U[a], units.triggered_U[b]) == (True, False)
     assert measured.n_crossovers == 1

@@ -230,6 +230,7 @@ async def test_who_is_not_enrolled_is_served_as_ever_and_counted_with_the_reason
     assert decisions(service) == {
         "missing_unit": 2, "malformed_unit": 2, "targeting": 1, "own_steering": 2, "kill_switch": 1
     }  # fmt: skip
+    assert service.replica.exposures.flush(10)
     found = await get(service, f"{URL}/{KEY}/health")
     assert (found["decisions"] | {"x": 0})["missing_unit"] == 2
     assert (found["exposures"]["written"], found["healthy"]) == (0, True)

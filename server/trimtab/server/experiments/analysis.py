@@ -36,7 +36,7 @@ from trimtab.server.experiments.sample import POPULATIONS, Population, Units
 from trimtab.server.experiments.sequences import difference, power, rho_for, sample_ratio_p, units_needed
 from trimtab.server.experiments.values import moments
 
-__all__ = ["SAMPLE_RATIO_ALPHA", "Results", "Verdict", "analyse", "holm"]
+__all__ = ["SAMPLE_RATIO_ALPHA", "Results", "Verdict", "analyse", "holm", "primary_alpha"]
 
 SAMPLE_RATIO_ALPHA = 0.01
 TARGET_POWER = 0.8

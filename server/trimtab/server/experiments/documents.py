@@ -11,10 +11,11 @@ from trimtab.server.database.database import text_of
 from trimtab.server.experiments.analysis import Results, analyse
 from trimtab.server.experiments.exposures import DROPPED
 from trimtab.server.experiments.lifecycle import Record
+from trimtab.server.experiments.looks import Look
 from trimtab.server.experiments.measurements import Measured
 from trimtab.server.experiments.safety import next_step, problems
 
-__all__ = ["experiment", "health", "results", "results_of"]
+__all__ = ["experiment", "health", "looks", "results", "results_of"]
 
 DAY_SECONDS = 86400.0
 
@@ -61,6 +62,7 @@ def results(record: Record, found: Results, measured: Measured) -> dict[str, Any
             "units": {arm.key: n for arm, n in zip(definition.arms, found.n_units, strict=True)},
             "crossovers": measured.n_crossovers,
             "sample_ratio_p": found.sample_ratio_p,
+            "triggered_ratio_p": dict(found.triggered_ratio_p),
             "primary": definition.primary.key,
             "minimum_effect": definition.minimum_effect,
             "alpha": definition.alpha,
@@ -68,8 +70,28 @@ def results(record: Record, found: Results, measured: Measured) -> dict[str, Any
             "effects": [one._asdict() for one in found.effects],
             "guardrails": [rail._asdict() for rail in found.guardrails],
             "units_needed": found.units_needed,
+            "power": found.power,
             "days_left": found.days_left,
+            "over": found.over,
             "notes": list(found.notes),
+        }
+    )
+
+
+def looks(record: Record, found: Sequence[Look]) -> dict[str, Any]:
+    """The primary metric as units came in."""
+    arms = [arm.key for arm in record.definition.arms]
+    return _finite(
+        {
+            "object": "list",
+            "data": [
+                {
+                    "at": look.at,
+                    "units": dict(zip(arms, look.n_units, strict=True)),
+                    "effects": [one._asdict() for one in look.effects],
+                }
+                for look in found
+            ],
         }
     )
 

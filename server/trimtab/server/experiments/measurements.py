@@ -13,9 +13,9 @@ import sqlalchemy as sa
 
 from trimtab.server.database.database import Database
 from trimtab.server.database.schema import experiment_entry, experiment_tally, exposure, outcome
-from trimtab.server.experiments.analysis import Units
 from trimtab.server.experiments.assignment import shares
 from trimtab.server.experiments.lifecycle import Record
+from trimtab.server.experiments.sample import Units
 
 __all__ = ["ArmCounts", "Measured", "Measurements"]
 
@@ -43,6 +43,8 @@ class Measured:
     """All of it, at one moment."""
 
     units: Units
+    enrolled_at: tuple[str, ...]
+    """When each of them was first exposed."""
     counts_EK: list[list[int]]
     """Units per stretch of equal coverage, by their first exposure, and arm."""
     shares_EK: list[tuple[float, ...]]
@@ -112,25 +114,25 @@ class Measurements:
 
         kept = [row for row in rows if row.arm == row.other and row.arm in arm_of]
         at = {row.unit: i for i, row in enumerate(kept)}
-        covariates = {metric.covariate for metric in definition.metrics if metric.covariate is not None}
         outcomes: dict[str, Any] = {}
+        covariates: dict[str, Any] = {}
 
-        def add(unit: str, name: str, value: float) -> None:
-            if unit in at:
-                outcomes.setdefault(name, np.zeros(len(kept)))[at[unit]] += value
+        def add(to: dict[str, Any], unit: str, name: str, value: float) -> None:
+            if (i := at.get(unit)) is not None:
+                sums_U = to.setdefault(name, np.full(len(kept), np.nan))
+                sums_U[i] = value if np.isnan(sums_U[i]) else sums_U[i] + value
 
         for unit, name, value in replies:
-            if name not in covariates:
-                add(unit, name, value)
+            add(outcomes, unit, name, value)
         for unit, name, later, value in told:
-            if bool(later) != (name in covariates):
-                add(unit, name, value)
+            add(outcomes if later else covariates, unit, name, value)
         arm_U = np.array([arm_of[row.arm] for row in kept], np.int64)
         units = Units(
             arm_U,
             np.array([bool(row.triggered) for row in kept], bool),
             np.array([bool(row.complied) for row in kept], bool),
             outcomes,
+            covariates,
         )
         counts = [[0] * len(definition.arms) for _ in stretches]
         for row in kept:
@@ -151,6 +153,7 @@ class Measurements:
         )
         return Measured(
             units,
+            tuple(row.at for row in kept),
             counts,
             [shares(definition, coverage) for _, coverage in stretches],
             arms,

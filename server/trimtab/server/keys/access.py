@@ -74,6 +74,7 @@ ROUTES: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("POST", "/admin/v1/experiments/{key}/archive"): _ADMIN,
     ("GET", "/admin/v1/experiments/{key}/health"): _WATCH,
     ("GET", "/admin/v1/experiments/{key}/results"): _WATCH,
+    ("GET", "/admin/v1/experiments/{key}/looks"): _WATCH,
     ("GET", "/admin/v1/experiments/{key}/exposures"): _WATCH,
     ("GET", "/admin/v1/experiments/{key}/outcomes"): _WATCH,
     ("GET", "/admin/v1/holdout"): _WATCH,

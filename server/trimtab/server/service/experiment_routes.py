@@ -3,7 +3,7 @@
 GET, POST   /admin/v1/experiments
 GET, PUT    /admin/v1/experiments/{key}              PUT edits a draft
 POST        …/start  …/ramp  …/approve  …/pause  …/resume  …/stop  …/kill  …/archive
-GET         …/health  …/results
+GET         …/health  …/results  …/looks?count=N
 GET         …/exposures?after=ID&limit=N  …/outcomes?after=SUBJECT&limit=N       NDJSON, in pages
 GET, PUT    /admin/v1/holdout
 POST        /v1/outcomes
@@ -24,6 +24,7 @@ from trimtab.server.database.database import utc_now
 from trimtab.server.errors import InvalidRequest, Violation
 from trimtab.server.experiments import documents
 from trimtab.server.experiments.lifecycle import Action, Record, State
+from trimtab.server.experiments.looks import MAX_LOOKS, looks
 from trimtab.server.experiments.outcomes import parse_outcomes
 from trimtab.server.service.admin_routes import Body, Reason, actor, number, parsed
 from trimtab.server.service.enrolment import plans_of
@@ -33,6 +34,7 @@ __all__ = ["add_experiment_routes", "health", "results", "started"]
 
 _NDJSON = "application/x-ndjson"
 _PAGE = 10_000
+_LOOKS = 30
 _PATH = "/admin/v1/experiments"
 
 
@@ -151,6 +153,10 @@ def _add_reading(app: FastAPI, replica: Replica) -> None:
     async def show_results(request: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(results, replica, request.path_params["key"], utc_now()))
 
+    async def show_looks(request: Request) -> Response:
+        count = max(1, number(request, "count", _LOOKS, MAX_LOOKS))
+        return JSONResponse(await asyncio.to_thread(_looks, replica, request.path_params["key"], count))
+
     def exports(rows: Callable[..., list[dict[str, Any]]], cursor: str) -> Callable[[Request], Any]:
         async def export(request: Request) -> Response:
             key, after = request.path_params["key"], request.query_params.get("after", "")
@@ -170,6 +176,7 @@ def _add_reading(app: FastAPI, replica: Replica) -> None:
     app.add_route(f"{_PATH}/{{key}}", show, methods=["GET"])
     app.add_route(f"{_PATH}/{{key}}/health", show_health, methods=["GET"])
     app.add_route(f"{_PATH}/{{key}}/results", show_results, methods=["GET"])
+    app.add_route(f"{_PATH}/{{key}}/looks", show_looks, methods=["GET"])
     app.add_route(f"{_PATH}/{{key}}/exposures", exports(measurements.exposures, "response_id"), methods=["GET"])
     app.add_route(f"{_PATH}/{{key}}/outcomes", exports(measurements.outcomes, "subject"), methods=["GET"])
 
@@ -199,3 +206,10 @@ def results(replica: Replica, key: str, now: datetime) -> dict[str, Any]:
     record = replica.experiments.find(key)
     measured = replica.measurements.read(record)
     return documents.results(record, documents.results_of(record, measured, now), measured)
+
+
+def _looks(replica: Replica, key: str, count: int) -> dict[str, Any]:
+    """The primary metric as units came in; blocks."""
+    record = replica.experiments.find(key)
+    measured = replica.measurements.read(record)
+    return documents.looks(record, looks(record.definition, measured.units, measured.enrolled_at, count))

@@ -214,12 +214,18 @@ def _results(document: Mapping[str, Any]) -> v1.ExperimentResults:
             for one in document["effects"]
         ],
         guardrails=[
-            v1.GuardrailResult(**{**rail, "state": f"GUARDRAIL_STATE_{rail['state'].upper()}"})
+            v1.GuardrailResult(
+                state=f"GUARDRAIL_STATE_{rail['state'].upper()}",
+                **{name: rail[name] for name in ("metric", "arm", "margin", "harm", "low", "high")},
+            )
             for rail in document["guardrails"]
         ],
         units_needed=document["units_needed"],
         days_left=document["days_left"],
         notes=document["notes"],
+        power=document["power"],
+        over=document["over"],
+        triggered_ratio_p=document["triggered_ratio_p"],
     )
 
 
