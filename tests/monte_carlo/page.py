@@ -58,7 +58,7 @@ def section(found: Figures) -> str:
     """Markdown."""
     needed, at_end, by_then = found.power
     return f"""
-{found.n_runs:,} runs of each, {LOOKS} looks at each run, α = {ALPHA:.0%}. Chance alone moves a rate of 5 % by {
+{found.n_runs:,} runs of each, {LOOKS} looks at each run, α = {100 * ALPHA:.0f} %. Chance alone moves a rate of 5 % by {
         _error(found.n_runs)
     } points
 (one standard error).
