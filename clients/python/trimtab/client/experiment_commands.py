@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -213,22 +214,10 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Results and health live, until the experiment is over or ^C. With --json, one object a look."""
-    out = Console(highlight=False)
-    with failures(), Trimtab(server, api_key=api_key) as client, Live(console=out, auto_refresh=False) as live:
-        while True:
-            found, state = client.experiments.results(key), client.experiments.health(key)
-            at = datetime.now(UTC)
-            if as_json:
-                _print({"at": at.isoformat(), "results": dict(found.document), "health": _plain(state)})
-            else:
-                looks = client.experiments.looks(key)
-                live.update(views.watch_view(found, state, looks, at=f"{at:%H:%M:%S} UTC"), refresh=True)
-            if found.state in ("stopped", "archived"):
-                return
-            try:
-                time.sleep(every)
-            except KeyboardInterrupt:
-                return
+    live = None if as_json else Live(console=Console(highlight=False), auto_refresh=False)
+    with failures(), Trimtab(server, api_key=api_key) as client, live or nullcontext(), suppress(KeyboardInterrupt):
+        while _look(client, key, live) not in ("stopped", "archived"):
+            time.sleep(every)
 
 
 @experiment.command()
@@ -267,6 +256,17 @@ def export(
         routes = client.experiments
         n = write(out, what, routes.exposures(key) if what == "exposures" else routes.outcomes(key))
     Console(soft_wrap=True, highlight=False).print(f"{n:,} {what} in {out}", markup=False)
+
+
+def _look(client: Trimtab, key: str, live: Live | None) -> str:
+    """Shows how an experiment stands now; returns its state."""
+    results, health, at = client.experiments.results(key), client.experiments.health(key), datetime.now(UTC)
+    if live is None:
+        _print({"at": at.isoformat(), "results": dict(results.document), "health": _plain(health)})
+    else:
+        looks = client.experiments.looks(key)
+        live.update(views.watch_view(results, health, looks, at=f"{at:%H:%M:%S} UTC"), refresh=True)
+    return results.state
 
 
 def _done(found: Experiment, as_json: bool) -> None:
