@@ -45,7 +45,7 @@ PERSONAL = 4
 """Of five users, those who ask personal questions."""
 BLOCK = 64
 """Users between two looks."""
-ENOUGH = 1200
+ENOUGH = 960
 """Users after which the demo gives up."""
 
 HARM = {"key": "harm", "outcome": "harm", "kind": "proportion", "direction": "decrease"}

@@ -34,7 +34,7 @@ from trimtab.server.experiments.effect import (
 )
 from trimtab.server.experiments.sample import POPULATIONS, Population, Units
 from trimtab.server.experiments.sequences import difference, power, rho_for, sample_ratio_p, units_needed
-from trimtab.server.experiments.values import moments
+from trimtab.server.experiments.values import floored, moments
 
 __all__ = ["SAMPLE_RATIO_ALPHA", "Results", "Verdict", "analyse", "holm", "primary_alpha"]
 
@@ -169,7 +169,7 @@ def _uneven(experiment: Experiment, everybody: Mapping[int, Units]) -> list[str]
     for outcome in sorted(keys):
         for arm, units in everybody.items():
             seen_U = units.reported(outcome).astype(np.float64)
-            control, treated = moments(seen_U[units.arm_U == 0]), moments(seen_U[units.arm_U == arm])
+            control, treated = floored(moments(seen_U[units.arm_U == 0]), moments(seen_U[units.arm_U == arm]))
             found = sequence(control, treated, planned_units(experiment), SAMPLE_RATIO_ALPHA)
             if found.p <= SAMPLE_RATIO_ALPHA:
                 notes.append(

@@ -106,8 +106,7 @@ def guardrail(experiment: Experiment, compared: Units, rail: Guardrail, arm: int
 
 def pair(compared: Units, metric: Metric, arm: int) -> tuple[Moments, Moments]:
     """The moments of the control and of one arm."""
-    control, treated = compared.moments(metric, 0), compared.moments(metric, arm)
-    return floored(control, treated) if min(control.n, treated.n) > 1 else (control, treated)
+    return floored(compared.moments(metric, 0), compared.moments(metric, arm))
 
 
 def sequence(control: Moments, treated: Moments, planned: float, alpha: float) -> Sequence:

@@ -51,7 +51,9 @@ def adjusted(y_U: Floats, x_U: Floats) -> Floats:
 
 
 def floored(control: Moments, treated: Moments) -> tuple[Moments, Moments]:
-    """The same, with the pooled variance for an arm that shows none; broadcasts."""
+    """The same, with the pooled variance for an arm that shows none; as they are with fewer than two units. Broadcasts."""
+    if np.min(control.n) < 2 or np.min(treated.n) < 2:
+        return control, treated
     n = control.n + treated.n
     gap = treated.mean - control.mean
     within = (control.n - 1) * control.variance + (treated.n - 1) * treated.variance
