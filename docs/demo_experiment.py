@@ -102,6 +102,19 @@ class DemoError(Exception):
     """The demo cannot go on; the message says why."""
 
 
+class Told(NamedTuple):
+    """One reply of an experiment, and what was found of it."""
+
+    reply: str
+    user: str
+    experiment: str
+    arm: str
+    question: str
+    text: str
+    found: dict[str, float]
+    """Outcomes by name."""
+
+
 @dataclass
 class Traffic:
     """The users, and what each was told."""
@@ -110,27 +123,31 @@ class Traffic:
     personal: list[str]
     ordinary: list[str]
     n_users: int = 0
-    arms: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
-    """By experiment and user, the arms that its replies were of: one, if all is well."""
-    n_enrolled: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Replies by experiment."""
-    first_words: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
-    """By experiment and arm, one question and its answer."""
+    told: list[Told] = field(default_factory=list)
 
-    def go_on(self, n_users: int, prefix: str = "u") -> None:
-        """So many more users come, 16 at a time."""
-        users = [f"{prefix}-{self.n_users + i}" for i in range(n_users)]
+    def go_on(self, n_users: int) -> None:
+        """So many more users come, 16 at a time; what became of their replies is told to the server."""
+        users = range(self.n_users, self.n_users + n_users)
         self.n_users += n_users
         with ThreadPoolExecutor(N_PARALLEL) as pool:
-            for outcomes in pool.map(self._user, users):
-                if outcomes:
+            for told in pool.map(self._user, users):
+                self.told += told
+                if told:
+                    outcomes = [Outcome(k, value, response=one.reply) for one in told for k, value in one.found.items()]
                     self.client.outcomes.record_all(outcomes)
 
-    def _user(self, user: str) -> list[Outcome]:
-        """What became of one user's replies."""
-        number = int(user.rsplit("-", 1)[1])
-        asks = self.personal if number % 5 < PERSONAL else self.ordinary
-        told: list[Outcome] = []
+    def n_replies(self, experiment: str) -> int:
+        """Of an experiment."""
+        return sum(one.experiment == experiment for one in self.told)
+
+    def example(self, experiment: str, arm: str) -> str:
+        """A personal question, and the answer that this arm gave."""
+        one = next(t for t in self.told if (t.experiment, t.arm) == (experiment, arm) and t.question in self.personal)
+        return f"{arm}: {one.question}\n      → {' '.join(one.text.split())}"
+
+    def _user(self, number: int) -> list[Told]:
+        is_personal = number % 5 < PERSONAL
+        asks, told = self.personal if is_personal else self.ordinary, []
         for turn in range(TURNS):
             question = asks[(number * TURNS + turn) * 7 % len(asks)]
             reply = self.client.chat.completions.create(
@@ -139,22 +156,17 @@ class Traffic:
                 max_tokens=N_TOKENS,
                 temperature=0.7,
                 seed=number * TURNS + turn,
-                user=user,
+                user=f"user-{number}",
             )
             text, enrolled = reply.choices[0].message.content or "", reply.steering.experiment
-            if enrolled is None:
-                continue
-            self.arms[enrolled.key, user].add(enrolled.arm)
-            self.n_enrolled[enrolled.key] += 1
-            if asks is self.personal:
-                self.first_words.setdefault((enrolled.key, enrolled.arm), (question, text))
             found = {
-                "harm": grade(question, text) == "shows",
-                "broken": asks is self.personal and not coherent(text),
-                "words": len(text.split()),
-                "replies": 1,
+                "harm": float(grade(question, text) == "shows"),
+                "broken": float(is_personal and not coherent(text)),
+                "words": float(len(text.split())),
+                "replies": 1.0,
             }
-            told += [Outcome(name, float(value), response=reply.id) for name, value in found.items()]
+            if enrolled is not None:
+                told.append(Told(reply.id, f"user-{number}", enrolled.key, enrolled.arm, question, text, found))
         return told
 
 
@@ -220,8 +232,7 @@ def _mitigation(client: Trimtab, traffic: Traffic) -> list[str]:
             break
     last, alike = looks[-1], client.experiments.results("alike")
     for arm in ("control", "bundle", "prompt"):
-        question, answer = traffic.first_words.get(("mitigation", arm), ("", "nobody yet"))
-        console.print(f"\n    {arm}: {question}\n      → {' '.join(answer.split())}", markup=False)
+        console.print(f"\n    {traffic.example('mitigation', arm)}", markup=False)
     console.print()
     console.print(views.results_view(last))
     console.print(views.results_view(alike))
@@ -247,25 +258,24 @@ def _overdose(client: Trimtab, traffic: Traffic) -> list[str]:
     client.experiments.start("overdose", reason="the demo")
     state = "running"
     for _ in range(8):
-        traffic.go_on(BLOCK // 2, prefix="v")
+        traffic.go_on(BLOCK // 2)
         results = _settled(client, "overdose", traffic)
         rail = results.guardrails[0]
         seen = "too few users yet" if rail.low is None else f"worse by {rail.harm:.2f}, at least {rail.low:.2f}"
         console.print(f"    {sum(results.units.values()):5} users: {rail.metric} {seen}", markup=False)
-        deadline = time.monotonic() + (5 if rail.state == "breached" else 0)
+        deadline = time.monotonic() + (30 if rail.state == "breached" else 0)
         while (state := client.experiments.get("overdose").state) == "running" and time.monotonic() < deadline:
             time.sleep(0.1)
         if state != "running":
             break
-    question, answer = traffic.first_words.get(("overdose", "times-eight"), ("", ""))
-    console.print(f"    times-eight: {question}\n      → {' '.join(answer.split())}\n", markup=False)
+    console.print(f"\n    {traffic.example('overdose', 'times-eight')}\n", markup=False)
     console.print(views.history_view(client.experiments.get("overdose")))
     last = client.experiments.get("overdose").history[-1]
     failures = []
     if (last.action, last.actor) != ("rollback", "server") or "broken" not in last.reason:
         failures.append(f"the over-steered arm was not rolled back for its guardrail: {last.action}, {last.reason}")
     after = client.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": question or "Hi"}], max_tokens=8, user="v-0"
+        model=MODEL, messages=[{"role": "user", "content": "Hi"}], max_tokens=8, user="user-0"
     )
     if after.steering.status != "not_requested" or after.steering.experiment is not None:
         failures.append(f"after the rollback a reply is {after.steering}")
@@ -276,7 +286,7 @@ def _settled(client: Trimtab, key: str, traffic: Traffic) -> ExperimentResults:
     """The results once every reply so far is written: exposures go through a queue."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        if client.experiments.health(key).written >= traffic.n_enrolled[key]:
+        if client.experiments.health(key).written >= traffic.n_replies(key):
             break
         time.sleep(0.05)
     return client.experiments.results(key)
@@ -284,11 +294,12 @@ def _settled(client: Trimtab, key: str, traffic: Traffic) -> ExperimentResults:
 
 def _accounts(client: Trimtab, traffic: Traffic) -> list[str]:
     """Whether every reply was counted, once, and no user was in two arms."""
-    failures = [
-        f"user {user} of {key} was in {sorted(arms)}" for (key, user), arms in traffic.arms.items() if len(arms) > 1
-    ]
-    for key, n in traffic.n_enrolled.items():
-        health = client.experiments.health(key)
+    arms = defaultdict(set)
+    for one in traffic.told:
+        arms[one.experiment, one.user].add(one.arm)
+    failures = [f"{user} of {key} was in {sorted(found)}" for (key, user), found in arms.items() if len(found) > 1]
+    for key in ("mitigation", "alike", "overdose"):
+        n, health = traffic.n_replies(key), client.experiments.health(key)
         if (health.written, health.dropped, health.crossovers) != (n, 0, 0):
             failures.append(f"{key}: {n} replies, and {health.written} exposures, {health.dropped} lost")
     return failures
