@@ -295,7 +295,7 @@ def _settled(client: Trimtab, key: str, traffic: Traffic) -> ExperimentResults:
 
 def _accounts(client: Trimtab, traffic: Traffic) -> list[str]:
     """Whether every reply was counted, once, and no user was in two arms."""
-    arms = defaultdict(set)
+    arms: dict[tuple[str, str], set[str]] = defaultdict(set)
     for one in traffic.told:
         arms[one.experiment, one.user].add(one.arm)
     failures = [f"{user} of {key} was in {sorted(found)}" for (key, user), found in arms.items() if len(found) > 1]

@@ -58,7 +58,7 @@ def test_an_experiment_from_its_file_to_its_report(server: Server, client: Trimt
     run(server, "create", str(file), "--reason", "larger", "--edit")
     run(server, "start", KEY, "--reason", "go")
     run(server, "ramp", KEY, "1.0", "--reason", "all of it")
-    assert "is running at coverage 1" in run(server, "pause", KEY, "--reason", "wait").replace("paused", "running")
+    assert "is paused at coverage 1" in run(server, "pause", KEY, "--reason", "wait")
     run(server, "resume", KEY, "--reason", "on")
 
     arms, ids = {}, []
