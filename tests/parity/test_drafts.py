@@ -99,6 +99,7 @@ def run(engine: Engine, chosen: list[Case], reference: Callable[..., Any]) -> No
 COUNTERS = ("vllm:spec_decode_num_draft_tokens", "vllm:spec_decode_num_accepted_tokens")
 
 
+@pytest.mark.slow
 def test_the_hardest_cases_equal_transformers(drafting: Engine, reference: Callable[..., Any]) -> None:
     by_name = {case.name: case for case in STEERED}
     run(drafting, [*(by_name[name] for name in HARDEST), UNSTEERED[0]], reference)
