@@ -137,5 +137,9 @@ monte-carlo: $(READY) ## how often the analysis of experiments errs, a thousand 
 	$(BIN)/python -m tests.monte_carlo $(ARGS)
 .PHONY: monte-carlo
 
+bench-experiments: $(READY) ## what an experiment costs a request, and that no exposure is lost; minutes
+	$(BIN)/python -m tests.bench.experiments $(ARGS)
+.PHONY: bench-experiments
+
 sae: $(READY) ## train the shipped SAE again; resumable, hours on two cores
 	$(BIN)/python -m trimtab.attribution.training

@@ -89,6 +89,10 @@ class Settings(BaseSettings):
         (),
         description="Graders that experiments may name: TOML files, by their stem, or Python functions, module:function.",
     )
+    openfeature_provider: str | None = Field(
+        None,
+        description="module:function that makes the OpenFeature provider of experiments that are assigned by one.",
+    )
     experiment_seconds: Annotated[float, Field(ge=0.1)] = Field(
         5.0, description="How often experiments that run are looked at: rolled back, or ramped up."
     )

@@ -396,3 +396,19 @@ async def test_a_grader_that_the_server_does_not_have_is_said_at_the_start(servi
             "message": "'kind' is no grader of this server; its setting `graders` has rude",
         }
     ]
+
+
+async def test_a_replica_that_has_lost_its_database_enrols_nobody_in_any_arm(service: Service) -> None:
+    await begin(service)
+    service.replica.follower._heard -= 100
+    for arm in ("control", "calm"):
+        assert (await service.ask(user=UNITS[arm][0])).json()["steering"] == {"status": "not_requested"}
+    assert decisions(service) == {"stale": 2}
+
+
+async def test_a_request_that_is_refused_for_what_its_caller_wrote_is_no_exposure(service: Service) -> None:
+    await begin(service)
+    for arm in ("control", "calm"):
+        assert (await service.ask(user=UNITS[arm][0], max_tokens="many")).status_code == 400
+    assert decisions(service) == {"assigned": 2, "refused": 2}
+    assert [a.n_requests for a in arms(service)] == [0, 0]

@@ -9,7 +9,7 @@ changes its arm. The layer and the global holdout are filters with seeds of thei
 A unit that does not take part is told why, in one of `REASONS`; a decision is pure and keeps no state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,7 @@ from growthbook.core import evalCondition, gbhash, getBucketRanges, inRange, run
 from trimtab.server.experiments.definition import BUCKETS, Arm, Experiment
 from trimtab.server.experiments.lifecycle import Record
 
-__all__ = ["MAX_UNIT", "REASONS", "Assignment", "Reason", "assign", "shares"]
+__all__ = ["MAX_UNIT", "REASONS", "Assignment", "Decide", "Reason", "assign", "shares"]
 
 MAX_UNIT = 256
 """Characters of a unit id; a longer one is not enrolled: hashing it would hold up the reply."""
@@ -37,6 +37,9 @@ Reason = Literal[
     "coverage",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
+
+Decide = Callable[[Experiment, str, Mapping[str, Any]], Arm | None]
+"""The arm of an experiment for a unit with these attributes; None lets it out."""
 
 _HOLDOUT = "trimtab:holdout"
 _GLOBAL = GlobalContext(options=Options(enabled=True))
@@ -68,10 +71,12 @@ def assign(
     *,
     forced: str | None = None,
     holdout: float = 0.0,
+    decide: Decide | None = None,
 ) -> Assignment:
     """The arm for a request with these `attributes`, among them the experiment's unit; `forced` names an arm to get regardless.
 
-    `forced` needs a scope of the caller's key, which the service checks; an unknown arm name enrols nobody.
+    `forced` needs a scope of the caller's key, which the service checks; an unknown arm name enrols nobody. `decide` gives the
+    arms of experiments that leave this to OpenFeature; who takes part at all is decided here for them as well.
     """
     experiment = record.definition
 
@@ -95,6 +100,10 @@ def assign(
     if layer and not inRange(_hash(f"layer:{layer.key}", unit), (layer.start, layer.end)):
         return told("layer", unit=unit)
 
+    if experiment.assigned_by == "openfeature":
+        covered = inRange(_hash(f"coverage:{experiment.key}", unit), (0.0, record.coverage))
+        arm = decide(experiment, unit, attributes) if covered and decide is not None else None
+        return told("coverage" if arm is None else "assigned", arm, unit)
     context = EvaluationContext(
         user=UserContext(attributes={experiment.unit: unit}), global_ctx=_GLOBAL, stack=StackContext()
     )
@@ -107,6 +116,8 @@ def assign(
 
 def shares(experiment: Experiment, coverage: float) -> tuple[float, ...]:
     """The share of the enrolled units that each arm really gets, in whole buckets; what a sample ratio is tested against."""
+    if experiment.assigned_by == "openfeature":
+        return tuple(arm.weight for arm in experiment.arms)
     ranges = getBucketRanges(len(experiment.arms), coverage, [arm.weight for arm in experiment.arms])
     counts = [sum(inRange(n / BUCKETS, bounds) for n in range(BUCKETS)) for bounds in ranges]
     total = sum(counts)

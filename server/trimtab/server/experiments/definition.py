@@ -168,6 +168,9 @@ class Experiment(_Part):
     unit: Unit = "conversation"
     targeting: dict[str, Any] = Field(default_factory=dict)
     """A GrowthBook (MongoDB-like) condition over the request's attributes; empty is everybody."""
+    assigned_by: Literal["trimtab", "openfeature"] = "trimtab"
+    """Who says which arm a unit gets: this server, or the OpenFeature provider that it was started with, of which the key of this
+    is a flag whose value is the key of an arm; weights are then what that provider is set to."""
     layer: Layer | None = None
     respects_holdout: bool = True
     """Whether the units of the server's global holdout stay out."""

@@ -108,8 +108,8 @@ class Exposures:
     def flush(self, seconds: float) -> bool:
         """Whether everything was written within this time; blocks."""
         deadline = time.monotonic() + seconds
-        self._wake.set()
         while self._pending() and self._started and self._thread.is_alive() and time.monotonic() < deadline:
+            self._wake.set()
             time.sleep(0.005)
         return not self._pending()
 
@@ -132,7 +132,8 @@ class Exposures:
         while self._started:
             self._wake.wait(RETRY_SECONDS if self.failure and not self._closing else EVERY_SECONDS)
             self._wake.clear()
-            while self._started and self._pending() and self._write():
+            # Whole batches at once; what is less waits for more.
+            while self._started and self._pending() and self._write() and len(self._queue) >= BATCH:
                 pass
 
     def _write(self) -> bool:

@@ -90,11 +90,11 @@ class Measurements:
             .where(mine)
             .group_by(exposure.c.unit, outcome.c.name)
         )
-        is_later = outcome.c.at >= firsts.c.at
+        later = sa.case((outcome.c.at >= firsts.c.at, 1), else_=0).label("later")
         of_units = (
-            sa.select(firsts.c.unit, outcome.c.name, sa.case((is_later, 1), else_=0), sa.func.sum(outcome.c.value))
+            sa.select(firsts.c.unit, outcome.c.name, later, sa.func.sum(outcome.c.value))
             .join(outcome, outcome.c.subject == firsts.c.unit)
-            .group_by(firsts.c.unit, outcome.c.name, sa.case((is_later, 1), else_=0))
+            .group_by(firsts.c.unit, outcome.c.name, "later")
         )
         by_status = (
             sa.select(exposure.c.arm, exposure.c.status, sa.func.count())
@@ -124,8 +124,8 @@ class Measurements:
 
         for unit, name, value in replies:
             add(outcomes, unit, name, value)
-        for unit, name, later, value in told:
-            add(outcomes if later else covariates, unit, name, value)
+        for unit, name, is_later, value in told:
+            add(outcomes if is_later else covariates, unit, name, value)
         arm_U = np.array([arm_of[row.arm] for row in kept], np.int64)
         units = Units(
             arm_U,

@@ -41,7 +41,9 @@ def _opened(url: str | None) -> Iterator[Keys]:
 @keys.command()
 def create(
     label: Annotated[str, typer.Argument(help="What the key is for.")],
-    scope: Annotated[list[str], typer.Option(help="infer, steer, author, observe or admin; give it once for each.")],
+    scope: Annotated[
+        list[str], typer.Option(help="infer, steer, author, observe, admin or force; give it once for each.")
+    ],
     bundle: Annotated[
         list[str] | None, typer.Option(help="It may name these alone: calm, or calm:v3; once for each.")
     ] = None,

@@ -22,7 +22,7 @@ from prometheus_client import Counter
 
 from trimtab.server.database.database import text_of, utc_now
 from trimtab.server.errors import InvalidRequest, InvalidSteering, Revoked, Unavailable, UnknownBundle, Violation
-from trimtab.server.experiments.assignment import Assignment, assign
+from trimtab.server.experiments.assignment import Assignment, Decide, assign
 from trimtab.server.experiments.definition import Arm, Experiment, Grading
 from trimtab.server.experiments.errors import InvalidExperiment
 from trimtab.server.experiments.exposures import Exposure, Exposures, Status
@@ -49,6 +49,8 @@ class Enrolment:
     unit: str
     """The keyed hash of its unit."""
     request_id: str
+    at: str
+    """When that was decided."""
     gated: bool
     """Whether its arm alters it is for the gates to say."""
     blind: bool
@@ -92,6 +94,7 @@ class Enroller:
         *,
         digest: Callable[[str], str],
         is_stale: Callable[[], bool],
+        decide: Decide | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._exposures = exposures
@@ -99,6 +102,7 @@ class Enroller:
         self._metrics = metrics
         self._digest = digest
         self._is_stale = is_stale
+        self._decide = decide
 
     def enrol(
         self,
@@ -133,7 +137,8 @@ class Enroller:
                 self._count(key, reason)
                 continue
             forced = None if wanted is None else wanted[1]
-            assignment = assign(record, given, forced=forced, holdout=self._catalogue.snapshot.holdout)
+            holdout = self._catalogue.snapshot.holdout
+            assignment = assign(record, given, forced=forced, holdout=holdout, decide=self._decide)
             self._count(key, assignment.reason)
             if assignment.arm is not None:
                 found = self._enrolment(record, assignment, assignment.arm, caller, request_id)
@@ -152,7 +157,7 @@ class Enroller:
             arm=arm,
             unit=enrolment.unit,
             revision=enrolment.assignment.revision,
-            at=text_of(utc_now()),
+            at=enrolment.at,
             forced=not enrolment.assignment.analysed,
             triggered=n_fired > 0 if enrolment.gated else True,
             status=status,
@@ -175,6 +180,7 @@ class Enroller:
             assignment=assignment,
             unit=unit_digest(self._digest, definition.unit, assignment.unit or request_id),
             request_id=request_id,
+            at=text_of(utc_now()),
             gated=is_gated(definition),
             blind=caller.policy.blind,
             grading=tuple(
@@ -223,8 +229,12 @@ class Enroller:
         counter.labels(experiment, reason).inc()
 
 
-def plans_of(definition: Experiment, catalogue: Catalogue, graders: Collection[str]) -> dict[str, str]:
+def plans_of(
+    definition: Experiment, catalogue: Catalogue, graders: Collection[str], *, can_ask: bool
+) -> dict[str, str]:
     """By arm, the hash of the plan that its steering compiles to here and now.
+
+    `can_ask` is whether the server has an OpenFeature provider to ask for arms.
 
     Raises:
         InvalidExperiment: an arm's steering cannot be had, or names a bundle whose meaning may change while it runs; or a grader
@@ -238,6 +248,12 @@ def plans_of(definition: Experiment, catalogue: Catalogue, graders: Collection[s
         for i, grading in enumerate(definition.grading)
         if grading.grader not in graders
     ]
+    if definition.assigned_by == "openfeature" and not can_ask:
+        violations.append(
+            Violation(
+                "experiment.assigned_by", "this server has no OpenFeature provider; its setting is openfeature_provider"
+            )
+        )
     plans: dict[str, str] = {}
     for i, arm in enumerate(definition.arms):
         if arm.steering is None:

@@ -188,7 +188,7 @@ async def started(replica: Replica, key: str, **options: Any) -> Record:
         InvalidExperiment: an arm cannot be had, or names a bundle whose meaning may change.
     """
     definition = (await asyncio.to_thread(replica.experiments.find, key)).definition
-    plans = plans_of(definition, replica.catalogue, replica.graders.named)
+    plans = plans_of(definition, replica.catalogue, replica.graders.named, can_ask=replica.assigner is not None)
     return await replica.change(replica.experiments.change, key, "start", plans=plans, **options)
 
 

@@ -154,6 +154,7 @@ class Generation:
     flights: Flights = field(default_factory=Flights)
     """Steered requests that run."""
     experiments: Enroller | None = None
+    """Enrols requests in experiments, where there are any."""
 
     @property
     def chat_route(self) -> Route:

@@ -135,6 +135,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
             stale_after_seconds=settings.stale_after_seconds,
             experiment_seconds=settings.experiment_seconds,
             graders=ready.graders,
+            assigner=ready.assigner,
         )
         stack.push_async_callback(replica.close)
         await replica.start()

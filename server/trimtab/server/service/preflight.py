@@ -17,6 +17,7 @@ from trimtab.attribution.fingerprint import model_fingerprint, model_folder, tok
 from trimtab.attribution.graders import Grader, GraderError, load_grader
 from trimtab.server.database.database import Database, text_of, utc_now
 from trimtab.server.errors import Unsupported
+from trimtab.server.experiments.feature_flags import Assigner
 from trimtab.server.keys.key import Key
 from trimtab.server.keys.secret import Secret, open_secret
 from trimtab.server.keys.store import Keys
@@ -81,6 +82,8 @@ class Preflight(NamedTuple):
     """Of both ports."""
     graders: dict[str, Grader]
     """Those that experiments may name."""
+    assigner: Assigner | None
+    """The OpenFeature provider that decides arms."""
     sock: socket.socket
     """Bound, not yet listening."""
     say: Callable[[str], None]
@@ -102,6 +105,8 @@ def preflight(settings: Settings, say: Callable[[str], None]) -> Iterator[Prefli
     signatures.require_keys()
     bundles = _bundles(settings.bundles)
     graders = _graders(settings.graders)
+    provider = settings.openfeature_provider
+    assigner = None if provider is None else Assigner.load(provider)
     with closing(Database(settings.database)) as database:
         database.migrate()
         secret = open_secret(database, None if settings.secret is None else settings.secret.get_secret_value())
@@ -114,7 +119,9 @@ def preflight(settings: Settings, say: Callable[[str], None]) -> Iterator[Prefli
             identity = _identity(settings.model, folder)
             for bundle in bundles.values():
                 bundle.check_model(identity)
-            yield Preflight(settings, folder, identity, bundles, database, secret, signatures, tls, graders, sock, say)
+            yield Preflight(
+                settings, folder, identity, bundles, database, secret, signatures, tls, graders, assigner, sock, say
+            )
 
 
 def _graders(sources: Sequence[str]) -> dict[str, Grader]:

@@ -15,6 +15,7 @@ from trimtab.attribution.graders import Grader
 from trimtab.server.database.database import Database
 from trimtab.server.errors import Killed, Revoked, TrimtabError
 from trimtab.server.experiments.exposures import Exposures
+from trimtab.server.experiments.feature_flags import Assigner
 from trimtab.server.experiments.keeper import Keeper
 from trimtab.server.experiments.measurements import Measurements
 from trimtab.server.experiments.outcomes import Outcomes
@@ -63,6 +64,7 @@ class Replica:
         stale_after_seconds: float = 10.0,
         experiment_seconds: float = 5.0,
         graders: Mapping[str, Grader] | None = None,
+        assigner: Assigner | None = None,
     ) -> None:
         """Of a served model with this `fingerprint`."""
         self.database = database
@@ -74,6 +76,7 @@ class Replica:
         self.measurements = Measurements(database)
         self.outcomes = Outcomes(database)
         self.exposures = Exposures(database)
+        self.assigner = assigner
         self.graders = Graders(graders or {}, self.outcomes, self.exposures)
         self._keeper = Keeper(self.experiments, self.measurements, self.outcomes, every_seconds=experiment_seconds)
         self.digest = secret.digest
@@ -130,6 +133,7 @@ class Replica:
             self.exposures,
             self.graders,
             metrics,
+            decide=None if self.assigner is None else self.assigner.decide,
             digest=self.digest,
             is_stale=lambda: self.follower.is_stale,
         )
