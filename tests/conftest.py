@@ -149,7 +149,11 @@ def address(process: subprocess.Popen[bytes], log: Path, start_seconds: float = 
 
 
 def _drains(server: Server) -> None:
-    """^C in the middle of a stream: the stream ends as it should, then the server exits with 0 and leaves no orphan."""
+    """^C in the middle of a stream: the stream ends as it should, then the server exits with 0 and leaves no orphan.
+
+    A second, longer stream holds the drain until all has been looked at: on a busy machine the server was gone before this process
+    had asked it anything (`ConnectionRefused`).
+    """
     children = descendants(server.process.pid)
     ask = {
         "model": server.model,
@@ -159,12 +163,17 @@ def _drains(server: Server) -> None:
         "stream": True,
         "steering": {"bundle": "calm"},
     }
-    with httpx.stream("POST", server.base_url + "/v1/completions", json=ask, timeout=STOP_SECONDS) as response:
+    url = server.base_url + "/v1/completions"
+    with (
+        httpx.stream("POST", url, json=ask, timeout=STOP_SECONDS) as response,
+        httpx.stream("POST", url, json=ask | {"max_tokens": 1000}, timeout=STOP_SECONDS) as holding,
+    ):
         lines = response.iter_lines()
         next(lines)
+        next(holding.iter_lines())
         os.killpg(server.process.pid, signal.SIGINT)  # ^C in a terminal reaches the engine's processes too.
         deadline = time.monotonic() + 10
-        while httpx.get(server.base_url + "/readyz").status_code != 503 and time.monotonic() < deadline:
+        while httpx.get(server.base_url + "/readyz", timeout=30).status_code != 503 and time.monotonic() < deadline:
             time.sleep(0.05)
         refused = server.post("/v1/completions", ask)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")

@@ -10,8 +10,8 @@ MODEL = "smollm2-135m-instruct"
 
 
 def get(server: Server, path: str) -> Any:
-    response = httpx.get(server.base_url + path)
-    assert response.status_code == 200
+    response = httpx.get(server.base_url + path, timeout=60)
+    assert response.status_code == 200, response.text
     return response.json()
 
 

@@ -4,7 +4,7 @@ Why a fake here: the real engine does not fail to apply a plan, and what the ser
 """
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse, CompletionResponseChoice
@@ -13,6 +13,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.server.keys.guard import Guard
+from trimtab.server.keys.key import Key
 from trimtab.server.keys.limits import Limits
 from trimtab.server.keys.secret import Secret
 from trimtab.server.service.gate import Drain, Gate
@@ -78,9 +79,11 @@ class ScriptedServing:
         yield "data: [DONE]\n\n"
 
 
-def gate(operator_key: str | None = None, drain: Drain | None = None) -> Gate:
+def gate(operator_key: str | None = None, drain: Drain | None = None, keys: Iterable[Key] = ()) -> Gate:
     """A gate of a server without a database; nothing of it is scripted."""
-    return Gate(Guard(Secret("s" * 32), operator_key=operator_key), Limits(100), drain or Drain())
+    guard = Guard(Secret("s" * 32), operator_key=operator_key)
+    guard.know(keys)
+    return Gate(guard, Limits(100), drain or Drain())
 
 
 class NoReplica:

@@ -293,12 +293,13 @@ async def test_the_table_of_routes_has_every_route_of_the_app_and_no_other(servi
 
 
 async def test_the_table_of_routes_has_every_method_of_our_services_and_no_other() -> None:
-    from trimtab.v1 import experiment_service_pb2, inference_pb2, steering_service_pb2
+    from trimtab.v1 import experiment_service_pb2, inference_pb2, registry_service_pb2, steering_service_pb2
 
     services = (
         inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
         steering_service_pb2.DESCRIPTOR.services_by_name["SteeringService"],
         experiment_service_pb2.DESCRIPTOR.services_by_name["ExperimentService"],
+        registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
     )
     ours = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
     assert ours == {path for method, path in ROUTES if method == "GRPC" and path.startswith("/trimtab.")}

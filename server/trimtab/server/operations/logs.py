@@ -15,7 +15,7 @@ __all__ = ["ENGINE_FLAGS", "configure"]
 
 ENGINE_FLAGS = ("--logging-config.formatter", "json")
 """What makes vLLM write JSON, in all its processes."""
-_FIELDS = ("route", "status", "seconds", "caller", "steering", "plan")
+_FIELDS = ("route", "status", "seconds", "caller", "steering", "plan", "experiment")
 
 
 class _Text(logging.Formatter):

@@ -1,8 +1,5 @@
-"""The routes of administration, under /admin/v1: the registry, keys, default steering, the kill switch, the audit log.
+"""The routes of administration, under /admin/v1: keys, default steering, the kill switch, the audit log.
 
-GET, POST              bundles             a file's bytes are a new version; X-Bundle-Signature: its signature, base64
-GET                    bundles/{reference}  bundles/{reference}/file
-POST                   bundles/{reference}/promote  …/default  …/revoke
 GET, POST              keys;  POST keys/{id}/rotate  keys/{id}/revoke
 GET, PUT, DELETE       defaults;  defaults/fleet, defaults/{kind}/{subject}
 GET, POST, DELETE      kill
@@ -12,56 +9,25 @@ When a change is answered this replica goes by it; the others do within a second
 """
 
 import asyncio
-import base64
-import binascii
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, Field
 
 from trimtab.server.errors import InvalidRequest, Violation
 from trimtab.server.fleet.defaults import Kind
 from trimtab.server.fleet.switch import Mode
 from trimtab.server.keys.key import Caller, Key, Policy, parse_scopes
-from trimtab.server.registry.store import MAX_BUNDLE_BYTES
-from trimtab.server.registry.version import Running, Version, split
-from trimtab.server.service import body
+from trimtab.server.registry.version import Running
+from trimtab.server.service.document import Body, Reason, parsed
 from trimtab.server.service.replica import Replica
+from trimtab.server.service.versions import Choice
 
-__all__ = ["Body", "Reason", "actor", "add_admin_routes", "number", "parsed"]
+__all__ = ["actor", "add_admin_routes", "number"]
 
-_OCTETS = "application/octet-stream"
 _MAX_ENTRIES = 1000
-Reason = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")]
-
-
-class Body(BaseModel):
-    """The JSON of a request."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Promotion(Body):
-    """What goes with a promotion."""
-
-    reason: Reason = ""
-    default: bool = False
-    """Make it what the name alone means, too."""
-
-
-class Choice(Body):
-    """What goes with a new default, and with a rotation or revocation of a key."""
-
-    reason: Reason = ""
-
-
-class Revocation(Body):
-    """What goes with the revocation of a version."""
-
-    reason: Annotated[Reason, Field(min_length=1)]
-    running: Running = "end"
 
 
 class NewKey(Body):
@@ -97,12 +63,8 @@ class Kill(Body):
     reason: Annotated[Reason, Field(min_length=1)]
 
 
-Parsed = TypeVar("Parsed", bound=Body)
-
-
 def add_admin_routes(app: FastAPI, replica: Replica) -> None:
     """Serve them."""
-    _add_bundles(app, replica)
     _add_keys(app, replica)
     _add_defaults(app, replica)
 
@@ -131,55 +93,6 @@ def add_admin_routes(app: FastAPI, replica: Replica) -> None:
         return JSONResponse({"object": "list", "data": [entry._asdict() for entry in found]})
 
     app.add_route("/admin/v1/audit", entries, methods=["GET"])
-
-
-def _add_bundles(app: FastAPI, replica: Replica) -> None:
-    registry = replica.registry
-
-    def shown(version: Version) -> dict[str, Any]:
-        fields = asdict(version) | {"reference": version.reference, "signed": version.signature is not None}
-        del fields["signature"]
-        return fields | {"not_loaded": replica.not_loaded.get(version.reference)}
-
-    async def list_versions(_: Request) -> Response:
-        found = await asyncio.to_thread(registry.list)
-        return JSONResponse({"object": "list", "data": [shown(version) for version in found]})
-
-    async def upload(request: Request) -> Response:
-        signature = _signature(request)
-        data = await body.read(request.stream(), request.headers, media=_OCTETS, most=MAX_BUNDLE_BYTES)
-        version, is_new = await replica.change(registry.upload, data, actor=actor(request), signature=signature)
-        return JSONResponse(shown(version), 201 if is_new else 200)
-
-    async def show(request: Request) -> Response:
-        return JSONResponse(shown(await asyncio.to_thread(registry.find, *_reference(request))))
-
-    async def download(request: Request) -> Response:
-        version = await asyncio.to_thread(registry.find, *_reference(request))
-        data = await asyncio.to_thread(registry.data, version)
-        return Response(data, media_type=_OCTETS, headers={"x-content-digest": version.file_digest})
-
-    async def promote(request: Request) -> Response:
-        asked = await parsed(request, Promotion)
-        options = {"actor": actor(request), "reason": asked.reason, "default": asked.default}
-        return JSONResponse(shown(await replica.change(registry.promote, *_reference(request), **options)))
-
-    async def set_default(request: Request) -> Response:
-        options = {"actor": actor(request), "reason": (await parsed(request, Choice)).reason}
-        return JSONResponse(shown(await replica.change(registry.set_default, *_reference(request), **options)))
-
-    async def revoke(request: Request) -> Response:
-        asked = await parsed(request, Revocation)
-        options = {"actor": actor(request), "reason": asked.reason, "running": asked.running}
-        return JSONResponse(shown(await replica.change(registry.revoke, *_reference(request), **options)))
-
-    app.add_route("/admin/v1/bundles", list_versions, methods=["GET"])
-    app.add_route("/admin/v1/bundles", upload, methods=["POST"])
-    app.add_route("/admin/v1/bundles/{reference}", show, methods=["GET"])
-    app.add_route("/admin/v1/bundles/{reference}/file", download, methods=["GET"])
-    app.add_route("/admin/v1/bundles/{reference}/promote", promote, methods=["POST"])
-    app.add_route("/admin/v1/bundles/{reference}/default", set_default, methods=["POST"])
-    app.add_route("/admin/v1/bundles/{reference}/revoke", revoke, methods=["POST"])
 
 
 def _add_keys(app: FastAPI, replica: Replica) -> None:
@@ -250,35 +163,6 @@ def actor(request: Request) -> str:
     """Who asks, as the audit log has it."""
     caller: Caller = request.state.caller
     return caller.name
-
-
-def _reference(request: Request) -> tuple[str, int]:
-    return split(request.path_params["reference"])
-
-
-async def parsed(request: Request, kind: type[Parsed]) -> Parsed:
-    """The body as `kind`; no body at all is an empty one."""
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    document = body.decode(await body.read(request.stream(), request.headers)) if has_body else {}
-    try:
-        return kind.model_validate(document)
-    except ValidationError as e:
-        raise InvalidRequest(
-            [
-                Violation(".".join(map(str, error["loc"])) or "body", error["msg"])
-                for error in e.errors(include_url=False, include_input=False, include_context=False)
-            ]
-        ) from e
-
-
-def _signature(request: Request) -> str | None:
-    given = request.headers.get("x-bundle-signature")
-    if given is None:
-        return None
-    try:
-        return base64.b64decode(given, validate=True).decode()
-    except (binascii.Error, ValueError) as e:
-        raise InvalidRequest([Violation("x-bundle-signature", "is not the base64 of a signature file")]) from e
 
 
 def number(request: Request, name: str, default: int, most: int) -> int:

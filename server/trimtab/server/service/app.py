@@ -28,6 +28,8 @@ from trimtab.server.service.problem import Problem, Refused, of_exception
 from trimtab.server.service.replica import Replica
 from trimtab.server.service.shelf import Shelf
 from trimtab.server.service.steering_routes import add_steering_routes
+from trimtab.server.service.version_routes import add_version_routes
+from trimtab.server.service.versions import Versions
 
 __all__ = ["build"]
 
@@ -52,6 +54,7 @@ def build(
 
     add_openai_routes(app, generation, models, tokenization)
     add_bundle_routes(app, shelf)
+    add_version_routes(app, Versions(replica))
     add_admin_routes(app, replica)
     add_experiment_routes(app, replica)
 

@@ -1,11 +1,8 @@
 """The outermost layer of the HTTP app, around every route: bounded headers, request ids, and the gate."""
 
-import logging
 import re
-import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 from uuid import uuid4
 
 from starlette.responses import JSONResponse
@@ -18,6 +15,7 @@ from trimtab.server.keys.key import ANONYMOUS, Caller
 from trimtab.server.service.gate import Gate, UnknownRoute
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.problem import Problem, of_error
+from trimtab.server.service.served import Served
 
 __all__ = ["MAX_HEADERS", "MAX_HEADER_BYTES", "Edge", "unknown_route"]
 
@@ -25,8 +23,6 @@ MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 << 10
 _TOLD = {b"x-steering-status": "steering", b"x-steering-plan": "plan", b"x-trimtab-experiment": "experiment"}
 _PREFIX = PREFIX.encode()
-_QUIET = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
-log = logging.getLogger("trimtab")
 _LOOPBACK = re.compile(r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?")
 _ECHOED = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -49,37 +45,37 @@ class Edge:
         given = headers.get(b"x-request-id", "")
         scope.setdefault("state", {})["request_id"] = ours
         echoed = given if _ECHOED.fullmatch(given) else ours
-        served = _Served(scope["method"], scope["path"])
+        served = Served(scope["method"], route_of(scope["method"], scope["path"]) or "none")
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                served.began(message)
+                _note(served, message)
                 message["headers"] = [*message["headers"], (b"x-request-id", echoed.encode())]
             await send(message)
 
         try:
-            problem = await self._served(scope, receive, named, headers, served, ours)
+            problem = await self._serve(scope, receive, named, headers, served, ours)
             if problem is not None:
                 self._metrics.rejected.labels(problem.code).inc()
                 await JSONResponse(problem.document, problem.status, dict(problem.headers))(scope, receive, named)
         finally:
-            self._metrics.request_seconds.labels(served.route, f"{served.status // 100}xx").observe(served.seconds)
-            log.log(served.level, "request", extra=served.record | {"request_id": ours})
+            served.finish(self._metrics, ours)
 
-    async def _served(
-        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, str], served: "_Served", request_id: str
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, str], served: Served, request_id: str
     ) -> Problem | None:
         """Why the request was turned away at the gate; None if it was let in, and served."""
+        method, path = scope["method"], scope["path"]
         try:
             _bounded(scope)
-            caller = self._gate.caller(served.method, served.path, headers.get(b"authorization", ""))
+            caller = self._gate.caller(method, path, headers.get(b"authorization", ""))
             served.caller = caller.name
             _from_here(caller, headers.get(b"origin"))
             scope["state"]["caller"] = caller
-            with self._gate.inside(served.method, served.path, caller, request_id, _told(headers)):
+            with self._gate.inside(method, path, caller, request_id, _told(headers)):
                 await self._app(scope, receive, send)
         except UnknownRoute:
-            return unknown_route(served.method, served.path)
+            return unknown_route(method, path)
         except _TooLarge as e:
             return Problem(431, "headers_too_large", str(e))
         except TrimtabError as e:
@@ -89,39 +85,9 @@ class Edge:
         return None
 
 
-class _Served:
-    """What the log and the metrics say of one request."""
-
-    def __init__(self, method: str, path: str) -> None:
-        self.method = method
-        self.path = path
-        self.route = route_of(method, path) or "none"
-        self.caller: str | None = None
-        self.status = 0
-        self._steering: dict[bytes, bytes] = {}
-        self._start = time.perf_counter()
-
-    def began(self, message: Message) -> None:
-        """The reply's first message."""
-        self.status = message["status"]
-        self._steering = {name: value for name, value in message["headers"] if name in _TOLD}
-
-    @property
-    def seconds(self) -> float:
-        """Since the request came."""
-        return time.perf_counter() - self._start
-
-    @property
-    def level(self) -> int:
-        """Probes, and whoever reads metrics, come every few seconds."""
-        return logging.DEBUG if self.route in _QUIET and self.status < 400 else logging.INFO
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The fields of the log record."""
-        told = {name: self._steering[key].decode() for key, name in _TOLD.items() if key in self._steering}
-        route = f"{self.method} {self.route}"
-        return {"route": route, "status": self.status, "seconds": round(self.seconds, 4), "caller": self.caller, **told}
+def _note(served: Served, start: Message) -> None:
+    served.status = start["status"]
+    served.told = {_TOLD[name]: value.decode() for name, value in start["headers"] if name in _TOLD}
 
 
 def _told(headers: Mapping[bytes, str]) -> dict[str, str]:

@@ -26,7 +26,8 @@ from trimtab.server.experiments import documents
 from trimtab.server.experiments.lifecycle import Action, Record, State
 from trimtab.server.experiments.looks import MAX_LOOKS, looks
 from trimtab.server.experiments.outcomes import parse_outcomes
-from trimtab.server.service.admin_routes import Body, Reason, actor, number, parsed
+from trimtab.server.service.admin_routes import actor, number
+from trimtab.server.service.document import Body, Reason, parsed
 from trimtab.server.service.enrolment import plans_of
 from trimtab.server.service.replica import Replica
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 import subprocess
@@ -20,6 +21,9 @@ from prometheus_client import CollectorRegistry
 from tests.bundles import random_bundle
 from tests.server.service.fakes import NoReplica, ScriptedEngine, ScriptedServing, gate
 from trimtab.server.errors import Unsupported
+from trimtab.server.keys.access import OPEN, ROUTES
+from trimtab.server.keys.key import SCOPES, Key, Policy, Scope, make
+from trimtab.server.keys.secret import Secret
 from trimtab.server.service.app import build
 from trimtab.server.service.gate import Drain
 from trimtab.server.service.generation import Generation
@@ -32,11 +36,19 @@ from trimtab.v1 import steering_pb2 as words
 from trimtab.v1.inference_pb2_grpc import InferenceServiceStub
 
 KEY = "a-key-for-the-tests-of-grpc"
+SECRET = Secret("s" * 32)
+
+
+def key_of(*scopes: Scope) -> tuple[Key, str]:
+    text, public = make()
+    return Key(public, "a test", SECRET.digest(text), frozenset(scopes), Policy(), "", "me", None, None, None), text
+
+
 ASK = v1.GenerateRequest(model="m", text="hi")
 NONE = cast(Any, None)
 
 
-def generation(engine: ScriptedEngine) -> Generation:
+def generation(engine: ScriptedEngine, registry: CollectorRegistry | None = None) -> Generation:
     serving = cast(Any, ScriptedServing(engine))
     return Generation(
         engine=cast(Any, engine),
@@ -46,7 +58,7 @@ def generation(engine: ScriptedEngine) -> Generation:
         models=("m",),
         bundles={"calm": random_bundle()},
         on_failure="closed",
-        metrics=Metrics(CollectorRegistry()),
+        metrics=Metrics(registry or CollectorRegistry()),
         keep_alive_seconds=0.0,
     )
 
@@ -83,6 +95,34 @@ async def test_without_its_key_a_server_answers_probes_alone() -> None:
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.parametrize("method", [path for method, path in ROUTES if method == "GRPC"])
+async def test_each_method_opens_for_its_scopes_and_for_no_other(method: str) -> None:
+    """The gRPC half of the route × scope table: nothing, a wrong key, and a key of each scope alone."""
+    made = {scope: key_of(scope) for scope in SCOPES}
+    rpc = RPC(generation(ScriptedEngine()), NONE, NONE, gate(keys=[key for key, _ in made.values()]), NONE)
+    port = await rpc.start("127.0.0.1", 0, None)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        # Bytes that are no message: whoever is let in is told so, by whatever code.
+        call = channel.unary_unary(method, request_serializer=None, response_deserializer=None)
+
+        async def outcome(text: str | None) -> str:
+            metadata = () if text is None else (("authorization", f"Bearer {text}"),)
+            try:
+                await call(b"\xff", metadata=metadata, timeout=5)
+            except grpc.aio.AioRpcError as e:
+                name = e.code().name
+                return name if name in ("UNAUTHENTICATED", "PERMISSION_DENIED") else "in"
+            return "in"
+
+        scopes = ROUTES["GRPC", method]
+        stranger = "in" if scopes == OPEN else "UNAUTHENTICATED"
+        assert [await outcome(None), await outcome(made["admin"][1][:-1] + "x")] == [stranger, stranger]
+        for scope, (_, text) in made.items():
+            expected = "in" if scopes == OPEN or scope in scopes else "PERMISSION_DENIED"
+            assert await outcome(text) == expected, scope
+    await rpc.stop()
+
+
 async def test_a_draining_server_takes_no_new_call_and_its_health_says_so() -> None:
     drain = Drain()
     drain.begun = True
@@ -108,6 +148,42 @@ async def test_a_reply_that_was_not_steered_as_asked_is_withheld() -> None:
         assert all(not completion.finish_reason for piece in seen for completion in piece.completions)
         steered.steering.on_failure = words.ON_FAILURE_OPEN
         assert (await stub.Generate(steered)).steering.status == words.STATUS_FAILED_OPEN
+
+
+async def test_each_call_is_one_record_of_the_log_and_one_observation(caplog: pytest.LogCaptureFixture) -> None:
+    """Refused at the gate, refused by its content, served: all are written down, as requests over HTTP are."""
+    engine, registry = ScriptedEngine(), CollectorRegistry()
+    made = generation(engine, registry)
+    rpc = RPC(made, NONE, NONE, gate(KEY), NONE)
+    port = await rpc.start("127.0.0.1", 0, None)
+    right = (("authorization", f"Bearer {KEY}"),)
+    with caplog.at_level("INFO", logger="trimtab"):
+        logging.getLogger("trimtab").propagate = True
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub: Any = InferenceServiceStub(channel)
+            assert await code(stub.Generate(ASK)) == grpc.StatusCode.UNAUTHENTICATED
+            assert (
+                await code(stub.Generate(v1.GenerateRequest(model="m"), metadata=right))
+                == grpc.StatusCode.INVALID_ARGUMENT
+            )
+            call = stub.Generate(ASK, metadata=right)
+            await call
+            named = dict(await call.trailing_metadata())["x-request-id"]
+            async for _ in stub.StreamGenerate(ASK, metadata=right):
+                pass
+    await rpc.stop()
+    route = "/trimtab.v1.InferenceService/Generate"
+    records = [record.__dict__ for record in caplog.records if record.getMessage() == "request"]
+    assert [(record["route"], record["status"], record["caller"]) for record in records] == [
+        (f"GRPC {route}", 401, None),
+        (f"GRPC {route}", 400, "operator"),
+        (f"GRPC {route}", 200, "operator"),
+        ("GRPC /trimtab.v1.InferenceService/StreamGenerate", 200, "operator"),
+    ]
+    assert (records[2]["request_id"], records[2]["steering"]) == (named, "not_requested")
+    for status, n in (("4xx", 2), ("2xx", 1)):
+        assert registry.get_sample_value("trimtab_request_seconds_count", {"route": route, "status": status}) == n
+    assert registry.get_sample_value("trimtab_rejected_total", {"code": "invalid_api_key"}) == 1
 
 
 async def test_an_error_of_the_server_tells_nothing_of_its_insides() -> None:

@@ -1,11 +1,11 @@
-"""What holds of every call: its key, its id, no new work while the server drains, and errors told in full."""
+"""What holds of every call: its key, its id, no new work while the server drains, errors told in full, one record in the log."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import grpc
@@ -15,10 +15,13 @@ from trimtab.server.errors import TrimtabError
 from trimtab.server.experiments.units import PREFIX
 from trimtab.server.keys.key import Caller
 from trimtab.server.service.gate import Gate, UnknownRoute
+from trimtab.server.service.metrics import Metrics
+from trimtab.server.service.openai_routes import CLOSED_BY_CLIENT
 from trimtab.server.service.problem import Problem, Refused, of_error, of_exception
 from trimtab.server.service.rpc.status import status_of
+from trimtab.server.service.served import Served
 
-__all__ = ["Calls", "Keys"]
+__all__ = ["Call", "Calls", "Keys"]
 
 log = logging.getLogger("trimtab")
 _METHOD = "GRPC"
@@ -30,8 +33,9 @@ _headers: ContextVar[dict[str, str]] = ContextVar("trimtab_rpc_headers")
 class Keys(grpc.aio.ServerInterceptor):
     """Refuses calls without a key that opens the method; it is metadata: `authorization: Bearer …`."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, metrics: Metrics) -> None:
         self._gate = gate
+        self._metrics = metrics
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], call: grpc.HandlerCallDetails
@@ -43,64 +47,92 @@ class Keys(grpc.aio.ServerInterceptor):
         try:
             _entered.set((call.method, self._gate.caller(_METHOD, call.method, authorization)))
         except UnknownRoute:
+            self._metrics.rejected.labels("not_found").inc()
             return None  # grpc answers UNIMPLEMENTED.
         except TrimtabError as e:
-            return _refusal(of_error(e))
+            return self._refusal(call.method, of_error(e))
         return await continuation(call)
 
+    def _refusal(self, method: str, problem: Problem) -> Any:
+        served = Served(_METHOD, method)
 
-def _refusal(problem: Problem) -> Any:
-    async def refuse(_: Any, context: Any) -> None:
-        await context.abort_with_status(rpc_status.to_status(status_of(problem)))
+        async def refuse(_: Any, context: Any) -> None:
+            request_id = uuid4().hex
+            served.status = problem.status
+            self._metrics.rejected.labels(problem.code).inc()
+            served.finish(self._metrics, request_id)
+            await context.abort_with_status(rpc_status.to_status(status_of(problem, request_id=request_id)))
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+        # Of all kinds of handlers the one that reads no message before it answers.
+        return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 class Calls:
     """The calls of our own services."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, metrics: Metrics) -> None:
         self._gate = gate
+        self._metrics = metrics
 
     @property
     def is_draining(self) -> bool:
         """The server is on its way out: a call without an end has to end."""
         return self._gate.drain.begun
 
-    def begun(self, context: Any, path: Callable[[str], str] = lambda field: field) -> "_Call":
+    def begun(self, context: Any, path: Callable[[str], str] = lambda field: field) -> "Call":
         """A call under way; `path` tells where a field of the HTTP API is in its message."""
-        return _Call(self._gate, context, path)
+        return Call(self._gate, self._metrics, context, path)
 
 
-class _Call:
-    """As a context: the id that names the call in the engine. What is raised inside ends the call with a rich status."""
+class Call:
+    """As a context: the call. What is raised inside ends it with a rich status; its end is one record of the log."""
 
-    def __init__(self, gate: Gate, context: Any, path: Callable[[str], str]) -> None:
+    def __init__(self, gate: Gate, metrics: Metrics, context: Any, path: Callable[[str], str]) -> None:
         self._gate = gate
+        self._metrics = metrics
         self._inside = ExitStack()
         self._context = context
         self._path = path
-
-    async def __aenter__(self) -> str:
+        method, self._caller = _entered.get()
+        self._method = method
+        self._served = Served(_METHOD, method)
+        self._served.caller = self._caller.name
         # Ours names the request in the engine; a client's is never used, for ids that collide cross requests.
-        self._id = uuid4().hex
+        self.id = uuid4().hex
+
+    def told(self, steering: Mapping[str, Any]) -> None:
+        """The reply's `steering`, as it is known when the reply begins."""
+        told = {"steering": steering["status"], "plan": steering.get("plan")}
+        if (experiment := steering.get("experiment")) is not None:
+            told["experiment"] = f"{experiment['key']}={experiment['arm']}"
+        self._served.told = {name: value for name, value in told.items() if value is not None}
+
+    async def __aenter__(self) -> Self:
         # At the end, and not before: a client may ask again by itself as long as nothing has come.
-        self._context.set_trailing_metadata((("x-request-id", self._id),))
+        self._context.set_trailing_metadata((("x-request-id", self.id),))
         try:
-            self._inside.enter_context(self._gate.inside(_METHOD, *_entered.get(), self._id, _headers.get()))
+            inside = self._gate.inside(_METHOD, self._method, self._caller, self.id, _headers.get())
+            self._inside.enter_context(inside)
         except TrimtabError as e:
-            await self._abort(of_error(e))
-        return self._id
+            problem = of_error(e)
+            self._metrics.rejected.labels(problem.code).inc()
+            await self._abort(problem)
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._inside.close()
-        if isinstance(error, Exception):
+        if error is None or not isinstance(error, Exception):
+            self._served.status = 200 if error is None else CLOSED_BY_CLIENT
+            self._served.finish(self._metrics, self.id)
+        else:
             problem = of_exception(error)
             if problem.code == "internal" and not isinstance(error, Refused):
                 log.exception("a call failed")
             await self._abort(problem)
 
     async def _abort(self, problem: Problem) -> None:
-        await self._context.abort_with_status(rpc_status.to_status(status_of(problem, self._path, request_id=self._id)))
+        self._served.status = problem.status
+        self._served.finish(self._metrics, self.id)
+        await self._context.abort_with_status(rpc_status.to_status(status_of(problem, self._path, request_id=self.id)))

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.v1 import inference_pb2 as inference
+from trimtab.v1 import registry_service_pb2 as registry
 from trimtab.v1 import steering_pb2 as steering
 from trimtab.v1 import steering_service_pb2 as service
 
-__all__ = ["applied", "bundle", "chat_complete", "generate", "inspection", "summary", "validation"]
+__all__ = ["applied", "bundle", "chat_complete", "generate", "inspection", "summary", "validation", "version"]
 
 _COUNTS = {
     "prompt_tokens": "prompt_token_count",
@@ -179,4 +180,17 @@ def inspection(document: Mapping[str, Any]) -> service.InspectResponse:
             )
             for token in document["tokens"]
         ],
+    )
+
+
+def version(document: Mapping[str, Any]) -> registry.BundleVersion:
+    """A version of a bundle."""
+    same = [field.name for field in registry.BundleVersion.DESCRIPTOR.fields if field.name in document]
+    running = document["running"] or "unspecified"
+    return registry.BundleVersion(
+        **{name: document[name] for name in same if name not in ("state", "running")},
+        state=f"VERSION_STATE_{document['state'].upper()}",
+        running=f"RUNNING_{running.upper()}",
+        byte_count=document["n_bytes"],
+        is_signed=document["signed"],
     )

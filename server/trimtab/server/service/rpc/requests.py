@@ -12,6 +12,8 @@ from trimtab.v1 import steering_pb2 as steering
 from trimtab.v1 import steering_service_pb2 as service
 
 __all__ = [
+    "change",
+    "change_path",
     "chat_complete",
     "compare",
     "compare_path",
@@ -180,6 +182,18 @@ def _word(enum: Any, number: int) -> str:
     prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
     known = enum.values_by_number.get(number)
     return str(number) if known is None else known.name.removeprefix(prefix).lower()
+
+
+def change(request: Message) -> dict[str, Any]:
+    """The body of a change of a version: all but which one."""
+    found = _fields(request)
+    found.pop("reference", None)
+    return {"default" if name == "make_default" else name: value for name, value in found.items()}
+
+
+def change_path(field: str) -> str:
+    """`path` in a change of a version."""
+    return {"version": "reference", "default": "make_default"}.get(field, field)
 
 
 def compare_path(field: str, kind: str | None, prompt: str) -> str:

@@ -16,13 +16,17 @@ from trimtab.server.service.replica import Replica
 from trimtab.server.service.rpc.calls import Calls, Keys
 from trimtab.server.service.rpc.experiments import ExperimentCalls
 from trimtab.server.service.rpc.inference import Inference
+from trimtab.server.service.rpc.registry import RegistryCalls
 from trimtab.server.service.rpc.steering import SteeringCalls
 from trimtab.server.service.shelf import Shelf
+from trimtab.server.service.versions import Versions
 from trimtab.v1 import (
     experiment_service_pb2,
     experiment_service_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
+    registry_service_pb2,
+    registry_service_pb2_grpc,
     steering_service_pb2,
     steering_service_pb2_grpc,
 )
@@ -37,6 +41,7 @@ _OPTIONS = (
 _SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     steering_service_pb2.DESCRIPTOR.services_by_name["SteeringService"].full_name,
+    registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name,
     experiment_service_pb2.DESCRIPTOR.services_by_name["ExperimentService"].full_name,
 )
 
@@ -47,13 +52,15 @@ class RPC:
     def __init__(
         self, generation: Generation, shelf: Shelf, inspector: Inspector, gate: Gate, replica: Replica
     ) -> None:
-        self._server = grpc.aio.server(interceptors=(Keys(gate),), options=_OPTIONS)
+        self._server = grpc.aio.server(interceptors=(Keys(gate, generation.metrics),), options=_OPTIONS)
         self._health = health.aio.HealthServicer()
-        calls = Calls(gate)
+        calls = Calls(gate, generation.metrics)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(generation, calls), self._server)
         steering_service_pb2_grpc.add_SteeringServiceServicer_to_server(
             SteeringCalls(generation, shelf, inspector, calls), self._server
         )
+        registry = RegistryCalls(Versions(replica), calls)
+        registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, self._server)
         experiment_service_pb2_grpc.add_ExperimentServiceServicer_to_server(
             ExperimentCalls(replica, calls), self._server
         )

@@ -51,5 +51,5 @@ class SteeringCalls(SteeringServiceServicer):  # type: ignore[misc] # generated 
     ) -> steering_service_pb2.InspectResponse:
         """What latents read in a text."""
         prompt = request.WhichOneof("prompt") or "prompt"
-        async with self._calls.begun(context, lambda field: requests.inspect_path(field, prompt)) as request_id:
-            return replies.inspection(await self._inspector.inspect(requests.inspect(request), request_id))
+        async with self._calls.begun(context, lambda field: requests.inspect_path(field, prompt)) as call:
+            return replies.inspection(await self._inspector.inspect(requests.inspect(request), call.id))
