@@ -151,8 +151,8 @@ def address(process: subprocess.Popen[bytes], log: Path, start_seconds: float = 
 def _drains(server: Server) -> None:
     """^C in the middle of a stream: the stream ends as it should, then the server exits with 0 and leaves no orphan.
 
-    A second, longer stream holds the drain until all has been looked at: on a busy machine the server was gone before this process
-    had asked it anything (`ConnectionRefused`).
+    A second, longer stream holds the drain until all has been looked at: on a busy machine the server was gone before this
+    process had asked it anything (`ConnectionRefused`).
     """
     children = descendants(server.process.pid)
     ask = {

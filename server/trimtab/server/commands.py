@@ -7,7 +7,7 @@ import typer
 
 from trimtab.server.console import REFUSED, say
 
-__all__ = ["serve"]
+__all__ = ["openapi", "serve"]
 
 _CONFIG = "A TOML file of settings; flags and TRIMTAB_… variables count before it."
 
@@ -118,3 +118,18 @@ def serve(
         say(str(e))
         raise typer.Exit(REFUSED) from None
     raise typer.Exit(code)
+
+
+def openapi(
+    out: Annotated[Path | None, typer.Option(help="Write it there; standard output by default.")] = None,
+) -> None:
+    """The OpenAPI document of the HTTP API, which a server shows at /openapi.json."""
+    import json
+
+    from trimtab.server.service.openapi.document import openapi as document
+
+    text = json.dumps(document(), indent=1, ensure_ascii=False)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text + "\n")

@@ -23,6 +23,7 @@ ROUTES: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", "/readyz"): OPEN,
     ("GET", "/startupz"): OPEN,
     ("GET", "/metrics"): ("observe", "admin"),
+    ("GET", "/openapi.json"): _READ,
     ("POST", "/v1/chat/completions"): _INFER,
     ("POST", "/v1/completions"): _INFER,
     ("POST", "/v1/responses"): _INFER,

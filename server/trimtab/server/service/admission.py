@@ -26,14 +26,14 @@ from trimtab.server.service.arm import ArmRule
 from trimtab.server.service.rules import FREE, Rules, Source, names
 from trimtab.server.steering import Steering, parse_steering
 
-__all__ = ["XARG", "Admission", "OnFailure", "Steered", "admit"]
+__all__ = ["SERVERS_OWN", "XARG", "Admission", "OnFailure", "Steered", "admit"]
 
 XARG = KEY
 """The key of `vllm_xargs`, and so of `SamplingParams.extra_args`, that the plan rides under."""
 
 OnFailure = Literal["closed", "open"]
 
-_OURS = {
+SERVERS_OWN = {
     "cache_salt": "cache keys are derived by the server",
     "kv_transfer_params": "they belong to the engine",
     "ec_transfer_params": "they belong to the engine",
@@ -97,7 +97,9 @@ def admit(
     rest = {key: value for key, value in body.items() if key != "steering"}
     steering_violations = list(_misspelt(rest, fields))
     request_violations = [
-        Violation(key, f"cannot be set by a client: {why}") for key, why in _OURS.items() if rest.get(key) is not None
+        Violation(key, f"cannot be set by a client: {why}")
+        for key, why in SERVERS_OWN.items()
+        if rest.get(key) is not None
     ]
     if not isinstance(rest.get("vllm_xargs", {}), Mapping | None):
         request_violations.append(Violation("vllm_xargs", "must be an object"))

@@ -1,17 +1,16 @@
 """The app: an allow-list of routes, and nothing of vLLM's own app.
 
-GET  /livez  /readyz  /startupz  /metrics
+GET  /livez  /readyz  /startupz  /metrics  /openapi.json
 and those of OpenAI, of steering, of the bundles, and of administration, each in its file
 """
+
+import asyncio
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 
 from trimtab.server.errors import TrimtabError
@@ -24,6 +23,7 @@ from trimtab.server.service.gate import Gate
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.inspect import Inspector
 from trimtab.server.service.openai_routes import add_openai_routes
+from trimtab.server.service.openapi.document import openapi
 from trimtab.server.service.problem import Problem, Refused, of_exception
 from trimtab.server.service.replica import Replica
 from trimtab.server.service.shelf import Shelf
@@ -32,10 +32,6 @@ from trimtab.server.service.version_routes import add_version_routes
 from trimtab.server.service.versions import Versions
 
 __all__ = ["build"]
-
-_FIELDS = frozenset().union(
-    *(kind.model_fields for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest))
-)
 
 
 def build(
@@ -74,6 +70,11 @@ def build(
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     app.add_route("/readyz", readyz, methods=["GET"])
+
+    async def show_openapi(_: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(openapi))
+
+    app.add_route("/openapi.json", show_openapi, methods=["GET"])
 
     metrics = generation.metrics
 

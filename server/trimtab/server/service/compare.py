@@ -17,7 +17,7 @@ from trimtab.server.errors import InvalidRequest, InvalidSteering, UnknownBundle
 from trimtab.server.service.generation import Asked, Generation, Route, Streamed, Whole
 from trimtab.server.service.problem import Problem, Refused, of_exception
 
-__all__ = ["MAX_ARMS", "Comparison", "Piece", "run", "stream"]
+__all__ = ["MAX_ARMS", "Arm", "Comparison", "Piece", "run", "stream"]
 
 MAX_ARMS = 16
 MAX_SEED = 2**31 - 1
@@ -25,7 +25,9 @@ _QUEUED = 256
 """Chunks that wait for a reader who is slower than the engine."""
 
 
-class _Arm(BaseModel):
+class Arm(BaseModel):
+    """One of the requests that are compared."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
@@ -33,7 +35,7 @@ class _Arm(BaseModel):
     system_prompt: str | None = None
 
 
-_ARMS = TypeAdapter(Annotated[tuple[_Arm, ...], Field(min_length=1, max_length=MAX_ARMS)])
+_ARMS = TypeAdapter(Annotated[tuple[Arm, ...], Field(min_length=1, max_length=MAX_ARMS)])
 
 
 class Piece(NamedTuple):
@@ -71,9 +73,9 @@ class Comparison(NamedTuple):
         return cls(tuple(arm.name for arm in arms), asked, body["seed"])
 
 
-def _arms(body: Mapping[str, Any], given: Any, models: tuple[str, ...]) -> tuple[_Arm, ...]:
+def _arms(body: Mapping[str, Any], given: Any, models: tuple[str, ...]) -> tuple[Arm, ...]:
     violations = []
-    arms: tuple[_Arm, ...] = ()
+    arms: tuple[Arm, ...] = ()
     try:
         arms = _ARMS.validate_python(given)
     except ValidationError as e:
@@ -105,7 +107,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
     return "arms" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
 
 
-def _body(body: Mapping[str, Any], arm: _Arm) -> dict[str, Any]:
+def _body(body: Mapping[str, Any], arm: Arm) -> dict[str, Any]:
     own = dict(body)
     if arm.steering is not None:
         own["steering"] = arm.steering

@@ -1,5 +1,6 @@
 """The JSON bodies of administration, as typed documents: unknown fields are refused, every mistake at once."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -30,7 +31,8 @@ def body_of(kind: type[Kind], fields: Mapping[str, Any]) -> Kind:
         InvalidRequest: they are not those of `kind`.
     """
     try:
-        return kind.model_validate(fields)
+        # As JSON and strictly: what would be taken for something else (a time in 1970 for 0, 1 for true) is refused.
+        return kind.model_validate_json(json.dumps(fields), strict=True)
     except ValidationError as e:
         raise InvalidRequest(
             [

@@ -129,5 +129,6 @@ def _bounded(scope: Scope) -> None:
 def unknown_route(method: str, path: str) -> Problem:
     """The problem of a route that is not served."""
     if methods_of(path):
-        return Problem(405, "method_not_allowed", f"{path} takes {', '.join(methods_of(path))}, not {method}")
+        allowed = ", ".join(methods_of(path))
+        return Problem(405, "method_not_allowed", f"{path} takes {allowed}, not {method}", allow=allowed)
     return Problem(404, "not_found", f"no route {path}; the README lists this server's routes")

@@ -24,13 +24,15 @@ from trimtab.server.service.generation import Generation, checked, parsed
 from trimtab.server.service.witness import Witness
 from trimtab.server.steering import Steering
 
-__all__ = ["MAX_TOP", "Inspector"]
+__all__ = ["MAX_TOP", "Asked", "Inspector"]
 
 MAX_TOP = 64
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 
-class _Asked(BaseModel):
+class Asked(BaseModel):
+    """A text to read, and by which bundle."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str
@@ -40,7 +42,7 @@ class _Asked(BaseModel):
     steering: Any = None
 
     @model_validator(mode="after")
-    def _one(self) -> "_Asked":
+    def _one(self) -> "Asked":
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of `prompt` and `messages`")
         return self
@@ -76,7 +78,7 @@ class Inspector:
             "steering": steering,
         }
 
-    async def _token_ids(self, asked: _Asked) -> list[int]:
+    async def _token_ids(self, asked: Asked) -> list[int]:
         if isinstance(asked.prompt, tuple):
             return list(asked.prompt)
         if asked.prompt is not None:
@@ -89,7 +91,7 @@ class Inspector:
             raise InvalidRequest([Violation("prompt", "holds no token")])
         return list(found.tokens)
 
-    def _admitted(self, asked: _Asked) -> Admission:
+    def _admitted(self, asked: Asked) -> Admission:
         if asked.steering is None:
             return Admission({}, None)
         return self._generation.admission({"steering": asked.steering}, ())
@@ -151,9 +153,9 @@ class Inspector:
         return tokens
 
 
-def _asked(document: Mapping[str, Any]) -> _Asked:
+def _asked(document: Mapping[str, Any]) -> Asked:
     try:
-        return _Asked.model_validate(document)
+        return Asked.model_validate(document)
     except ValidationError as e:
         found: dict[str, list[str]] = {}
         for error in e.errors(include_url=False, include_input=False, include_context=False):

@@ -53,6 +53,8 @@ class Problem(NamedTuple):
     param: str | None = None
     violations: tuple[tuple[str, str], ...] = ()
     retry_after_seconds: float = RETRY_AFTER_SECONDS
+    allow: str = ""
+    """The methods that the path takes, of a 405."""
 
     @property
     def document(self) -> dict[str, Any]:
@@ -84,6 +86,8 @@ class Problem(NamedTuple):
                 return {"retry-after": str(ceil(seconds)), "retry-after-ms": str(ceil(seconds * 1000))}
             case 401:
                 return {"www-authenticate": "Bearer", "x-should-retry": "false"}
+            case 405:
+                return {"allow": self.allow}
             case 409:  # OpenAI's SDKs ask again by themselves otherwise.
                 return {"x-should-retry": "false"}
             case 500 if self.code == NotApplied.code.lower():

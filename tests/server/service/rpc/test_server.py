@@ -103,7 +103,7 @@ async def test_each_method_opens_for_its_scopes_and_for_no_other(method: str) ->
     port = await rpc.start("127.0.0.1", 0, None)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         # Bytes that are no message: whoever is let in is told so, by whatever code.
-        call = channel.unary_unary(method, request_serializer=None, response_deserializer=None)
+        call: Any = channel.unary_unary(method, request_serializer=None, response_deserializer=None)
 
         async def outcome(text: str | None) -> str:
             metadata = () if text is None else (("authorization", f"Bearer {text}"),)

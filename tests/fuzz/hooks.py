@@ -1,0 +1,62 @@
+"""What Schemathesis needs to be told: real bundles among the uploads, short generations, and a server that stays usable.
+
+Loaded by `SCHEMATHESIS_HOOKS=tests.fuzz.hooks`; `FUZZ_BUNDLES` is a folder of bundles. Nothing here makes a failure pass: bodies
+are changed before they are sent.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+import schemathesis
+from hypothesis import strategies as st
+from schemathesis.transport.serialization import Binary
+
+MAX_TOKENS = 4
+_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
+_MANY = ("n", "best_of")
+_GENERATION = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/steering/compare")
+_UPLOADS = ("/v1/steering/bundles", "/admin/v1/bundles")
+
+
+@schemathesis.hook
+def before_generate_body(context: Any, strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Uploads are real bundles half of the time: what nobody can upload, nobody can promote, pin or revoke."""
+    files = sorted(Path(os.environ["FUZZ_BUNDLES"]).glob("*.tt"))
+    if context.operation.path not in _UPLOADS or not files:
+        return strategy
+    return st.one_of(strategy, st.sampled_from([Binary(file.read_bytes()) for file in files]))
+
+
+@schemathesis.hook
+def map_body(context: Any, body: Any) -> Any:
+    """A generation that costs the engine little."""
+    path = context.operation.path
+    return _short(path, body) if path in _GENERATION and isinstance(body, dict) else body
+
+
+def _short(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The same with few tokens and few samples; what is no number is left as wrong as it is."""
+    own = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    short = {own: MAX_TOKENS, **body}
+    for name, most in (*((name, MAX_TOKENS) for name in _LENGTHS), *((name, 2) for name in _MANY)):
+        value = short.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > most:
+            short[name] = most
+        if value is None and name == own:
+            short[name] = MAX_TOKENS
+    return short
+
+
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Throws the kill switch back, and takes defaults away: every later request would be refused, as it should be, with a 503."""
+    if response.status_code != 200 or case.method not in ("POST", "PUT"):
+        return
+    headers = {"authorization": response.request.headers.get("Authorization", "")}
+    root = response.request.url.partition("/admin/v1/")[0]
+    if case.path == "/admin/v1/kill":
+        httpx.request("DELETE", f"{root}/admin/v1/kill", headers=headers)
+    elif case.path.startswith("/admin/v1/defaults"):
+        httpx.request("DELETE", response.request.url, headers=headers)
