@@ -86,6 +86,10 @@ architectures: $(READY) ## every architecture beside transformers, and the table
 soak: $(READY) ## thousands of random requests against one server, minutes (docs/engine.md; ARGS="--requests 200" is quick)
 	$(BIN)/python -m tests.soak $(ARGS)
 
+fuzz: $(READY) ## thousands of hostile requests over HTTP and gRPC, the OpenAPI document's own among them (tests/fuzz); minutes
+	$(BIN)/python -m pytest -m "not cuda and not deploy" tests/fuzz $(ARGS)
+.PHONY: fuzz
+
 test-deploy: $(READY) ## the Dockerfile by hadolint, the chart by Helm's engine and the schemas of Kubernetes
 	$(PIP) install -q '.[deploy]'
 	$(BIN)/python -m pytest -m deploy tests/deploy

@@ -16,7 +16,7 @@ STATUSES = (
 
 REJECTED = (
     "invalid_api_key", "forbidden", "not_found", "method_not_allowed", "headers_too_large",
-    "rate_limited", "overloaded", "draining",
+    "invalid_request", "rate_limited", "overloaded", "draining",
 )  # fmt: skip
 # Those of vLLM's own `e2e_request_latency_seconds`, so that dashboards overlay, and two below for what runs no model.
 _SECONDS = (

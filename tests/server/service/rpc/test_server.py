@@ -150,6 +150,16 @@ async def test_a_reply_that_was_not_steered_as_asked_is_withheld() -> None:
         assert (await stub.Generate(steered)).steering.status == words.STATUS_FAILED_OPEN
 
 
+@pytest.mark.parametrize("method", [path for method, path in ROUTES if method == "GRPC" and "Health/List" not in path])
+async def test_bytes_that_are_no_message_are_refused_and_the_log_has_no_traceback(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as address, grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.unary_stream(method, request_serializer=None, response_deserializer=None)
+        assert await code(call(b"\xff\xff", timeout=5).read()) == grpc.StatusCode.INVALID_ARGUMENT
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_each_call_is_one_record_of_the_log_and_one_observation(caplog: pytest.LogCaptureFixture) -> None:
     """Refused at the gate, refused by its content, served: all are written down, as requests over HTTP are."""
     engine, registry = ScriptedEngine(), CollectorRegistry()

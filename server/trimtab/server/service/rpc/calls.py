@@ -18,6 +18,7 @@ from trimtab.server.service.gate import Gate, UnknownRoute
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.openai_routes import CLOSED_BY_CLIENT
 from trimtab.server.service.problem import Problem, Refused, of_error, of_exception
+from trimtab.server.service.rpc.decoding import typed
 from trimtab.server.service.rpc.status import status_of
 from trimtab.server.service.served import Served
 
@@ -25,6 +26,9 @@ __all__ = ["Call", "Calls", "Keys"]
 
 log = logging.getLogger("trimtab")
 _METHOD = "GRPC"
+_NO_MESSAGE = Problem(
+    400, "invalid_request", "the bytes are no message of this method; proto/trimtab/v1 has the contract"
+)
 _entered: ContextVar[tuple[str, Caller]] = ContextVar("trimtab_rpc")
 """The method of a call, and who calls."""
 _headers: ContextVar[dict[str, str]] = ContextVar("trimtab_rpc_headers")
@@ -51,20 +55,22 @@ class Keys(grpc.aio.ServerInterceptor):
             return None  # grpc answers UNIMPLEMENTED.
         except TrimtabError as e:
             return self._refusal(call.method, of_error(e))
-        return await continuation(call)
+        handler = await continuation(call)
+        return handler and typed(handler, lambda context: self._refuse(call.method, _NO_MESSAGE, context))
 
     def _refusal(self, method: str, problem: Problem) -> Any:
-        served = Served(_METHOD, method)
-
         async def refuse(_: Any, context: Any) -> None:
-            request_id = uuid4().hex
-            served.status = problem.status
-            self._metrics.rejected.labels(problem.code).inc()
-            served.finish(self._metrics, request_id)
-            await context.abort_with_status(rpc_status.to_status(status_of(problem, request_id=request_id)))
+            await self._refuse(method, problem, context)
 
         # Of all kinds of handlers the one that reads no message before it answers.
         return grpc.stream_unary_rpc_method_handler(refuse)
+
+    async def _refuse(self, method: str, problem: Problem, context: Any) -> None:
+        served, request_id = Served(_METHOD, method), uuid4().hex
+        served.status = problem.status
+        self._metrics.rejected.labels(problem.code).inc()
+        served.finish(self._metrics, request_id)
+        await context.abort_with_status(rpc_status.to_status(status_of(problem, request_id=request_id)))
 
 
 class Calls:
@@ -123,6 +129,8 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._inside.close()
+        if isinstance(error, grpc.aio.AbortError):  # It is answered, and written down.
+            return
         if error is None or not isinstance(error, Exception):
             self._served.status = 200 if error is None else CLOSED_BY_CLIENT
             self._served.finish(self._metrics, self.id)
