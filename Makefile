@@ -145,5 +145,9 @@ bench-experiments: $(READY) ## what an experiment costs a request, and that no e
 	$(BIN)/python -m tests.bench.experiments $(ARGS)
 .PHONY: bench-experiments
 
+bench-service: $(READY) ## what the service adds to vLLM's own OpenAI server at 16 streams; resumable, writes docs/benchmarks-service.md
+	$(BIN)/python -m tests.bench.service $(ARGS)
+.PHONY: bench-service
+
 sae: $(READY) ## train the shipped SAE again; resumable, hours on two cores
 	$(BIN)/python -m trimtab.attribution.training
