@@ -121,6 +121,10 @@ proto: $(READY) ## regenerate the code beside the .proto files
 	$(PROTOC) --python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) $(PROTOS)
 	$(PROTOC) --grpc_python_out=$(PROTO_OUT) $(SERVICES)
 
+reference: $(READY) ## docs/api.md and docs/api-grpc.md, from the OpenAPI document and the .proto files
+	$(BIN)/python -m docs.reference
+.PHONY: reference
+
 proto-released: $(READY) ## take the contract as it is for the one that clients in the field speak
 	$(BIN)/buf build proto -o proto/released.binpb
 
