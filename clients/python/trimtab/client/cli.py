@@ -28,6 +28,7 @@ _ABOUT = {
     "keys": "API keys: make, rotate, revoke, list.",
     "kill": "The kill switch: all steering off, on every replica.",
     "model": "Fetch and check the model that Trimtab carries.",
+    "openapi": "The OpenAPI document of the HTTP API.",
     "registry": "Versions of bundles: upload, promote, revoke; who changed what.",
     "validate": "Steer with a bundle at several strengths on a server, grade the text, and choose what to recommend.",
     "report": "Write what was found and measured as one HTML file.",
