@@ -128,6 +128,10 @@ reference: $(READY) ## docs/api.md and docs/api-grpc.md, from the OpenAPI docume
 proto-released: $(READY) ## take the contract as it is for the one that clients in the field speak
 	$(BIN)/buf build proto -o proto/released.binpb
 
+tutorial: $(READY) ## docs/tutorial.md, run from its second step to its end, with the time of each (ARGS=--install: from the clone)
+	$(BIN)/python -m docs.tutorial $(ARGS)
+.PHONY: tutorial
+
 serve: $(READY) ## serve the embedded model; BUNDLE=FILE adds a bundle
 	$(BIN)/trimtab serve smollm2-135m-instruct $(if $(BUNDLE),--bundle $(BUNDLE))
 

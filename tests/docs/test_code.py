@@ -1,4 +1,4 @@
-"""The Python and the JSON that the pages show are run against the real server, with its addresses and its bundle in their place."""
+"""The Python and the JSON that the pages show are run on the real server, with its addresses and its bundle in their place."""
 
 import contextlib
 import io
@@ -69,7 +69,8 @@ def test_python_runs(shown: Server, block: Any) -> None:
     calm = Steering(edits=[Latent(NAME, 7).clamp(0.0).during("completion")])
     with Trimtab(shown.base_url) as client:
         names = {
-            "openai": openai, "Path": Path, "Arm": Arm, "Steering": Steering, "require_applied": require_applied, "client": client,
+            "openai": openai, "Path": Path, "Arm": Arm, "Steering": Steering, "require_applied": require_applied,
+            "client": client,
             "calm": calm, "messages": [{"role": "user", "content": "What did you do last weekend?"}],
         }  # fmt: skip
         text = here(block.text, shown)
