@@ -121,6 +121,10 @@ proto: $(READY) ## regenerate the code beside the .proto files
 	$(PROTOC) --python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) $(PROTOS)
 	$(PROTOC) --grpc_python_out=$(PROTO_OUT) $(SERVICES)
 
+client: $(READY) ## the synchronous Python client, from the asynchronous one
+	$(BIN)/python clients/python/synchronous.py
+.PHONY: client
+
 reference: $(READY) ## docs/api.md and docs/api-grpc.md, from the OpenAPI document and the .proto files
 	$(BIN)/python -m docs.reference
 .PHONY: reference

@@ -93,7 +93,7 @@ def main() -> int:
 def _server(name: str, folder: Path) -> Iterator[str]:
     """The address of a running server."""
     log = folder / f"{name}.log"
-    path = str(model_path(EMBEDDED_MODEL))
+    path = str(model_path())
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIMTAB_") or k == "TRIMTAB_CACHE"}
     if name == "trimtab":
         bundle = folder / "calm.tt"

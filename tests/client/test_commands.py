@@ -1,4 +1,4 @@
-"""`trimtab chat` and `trimtab compare`, as they are typed, against the real server."""
+"""`trimtab chat`, `trimtab compare` and `trimtab bench`, as they are typed, against the real server."""
 
 import json
 import os
@@ -103,11 +103,24 @@ def test_arms_are_compared(server: Server) -> None:
     assert "control" in run.stdout
 
 
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_server_is_loaded_steered_and_not_in_turns(server: Server, transport: str) -> None:
+    address = server.base_url if transport == "http" else f"grpc://{server.grpc}"
+    load = ["--streams", "3", "--rounds", "1", "--max-tokens", "4", "--model", server.model, "--steer", "calm"]
+    run = trimtab("bench", "--server", address, *load, "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert [row["steering"] for row in found["results"]] == ["unsteered", "calm"]
+    assert (found["results"][0]["time_ratio"], found["results"][0]["first_token_ratio"]) == (1.0, 1.0)
+    assert all(row["tokens_per_second"] > 0 and row["first_token_seconds"] > 0 for row in found["results"])
+
+
 @pytest.mark.parametrize(
     ("args", "said", "code"),
     [
         (("chat", "--steer", "calm:much"), "'much' is no strength", 2),
         (("compare", "hi", "--steer", "clam"), "bundle 'clam' is not loaded", 2),
+        (("bench", "--steer", "clam"), "bundle 'clam' is not loaded", 2),
         (("chat", "--steer", '{"edits": 1}'), "is no `steering` field", 2),
     ],
 )

@@ -1,7 +1,9 @@
 """The client stays light, and says what it exports."""
 
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,12 @@ def test_all_is_importable_and_complete() -> None:
         assert getattr(trimtab.client, name).__module__.startswith("trimtab.client."), name
     assert sorted(trimtab.client.__all__) == trimtab.client.__all__
     assert set(trimtab.client.__all__) <= set(dir(trimtab.client))
+
+
+def test_the_synchronous_client_is_the_asynchronous_one_without_await() -> None:
+    script = Path(__file__).parents[2] / "clients" / "python" / "synchronous.py"
+    made = runpy.run_path(str(script))
+    assert made["HTTP"].read_text() == made["synchronous"](made["AIO"].read_text()), "run `make client`"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -18,6 +18,7 @@ __all__ = ["main"]
 GROUP = "trimtab.commands"
 _ABOUT = {
     "attribute": "Find the latents behind a behaviour, measure them, and write a bundle.",
+    "bench": "Load a server with streams, unsteered and steered in turns, and say what steering costs there.",
     "bundle": "Build, show, compare and verify bundles.",
     "chat": "Chat with a served model, steered as you say, with the proof under each reply.",
     "collect": "Sample a model, grade the completions, and write pairs.",

@@ -1,6 +1,8 @@
-"""`trimtab chat` and `trimtab compare`: a server, from a terminal."""
+"""`trimtab chat`, `trimtab compare` and `trimtab bench`: a server, from a terminal."""
 
+import asyncio
 import json
+import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +14,19 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
+from trimtab.client.aio import AsyncTrimtab
 from trimtab.client.comparison import Arm, Comparison
 from trimtab.client.conversation import Conversation, parse_steering
 from trimtab.client.errors import TrimtabError, UnsupportedError
 from trimtab.client.http import Trimtab
+from trimtab.client.load import Load, Round, measure
+from trimtab.client.spec import Steering
 
 __all__ = ["AsJson", "Key", "Server", "chat", "compare", "failures"]
+__all__ = ["bench", "chat", "compare"]
 
 FAILED = 1
 REFUSED = 2
@@ -202,6 +209,60 @@ def compare(
                 proof = Text(str(arm.steering), style="dim")
                 out.print(Panel(Text.assemble(arm.text.strip(), "\n", proof), title=Text(name), title_align="left"))
             out.print(Text(f"seed {found.seed}", style="dim"))
+
+
+def bench(
+    steer: Annotated[
+        list[str] | None, typer.Option(help="`calm`, `calm:0.8`, or the JSON of `steering`; once for each.")
+    ] = None,
+    server: Server = "http://127.0.0.1:8000",
+    api_key: Key = None,
+    model: Model = None,
+    streams: Annotated[int, typer.Option(min=1, max=1024, help="Streams at a time.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of each; one more, first, is not counted.")] = 3,
+    max_tokens: MaxTokens = 64,
+    prompt_words: Annotated[int, typer.Option(min=1, max=10_000, help="Random words in each prompt.")] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Load a server with streams, unsteered and steered in turns, and say what steering costs there; every reply is proven."""
+    out = Console(highlight=False)
+    with _failures():
+        if model is None:
+            with Trimtab(server, api_key=api_key) as client:
+                model = _first_model(client)
+        wanted = {"unsteered": None} | {what: parse_steering(what) for what in steer or ()}
+        load = Load(model, streams, max_tokens, prompt_words)
+        found = dict(zip(wanted, asyncio.run(_measured(server, api_key, load, wanted, rounds)), strict=True))
+    rows = [_row(name, mine, found["unsteered"]) for name, mine in found.items()]
+    if as_json:
+        _print_json(out, {"streams": streams, "rounds": rounds, "max_tokens": max_tokens, "results": rows})
+        return
+    table = Table(
+        caption=f"medians of {rounds} rounds of {streams} streams; ratios to the unsteered ones of the same round"
+    )
+    for heading in rows[0]:
+        table.add_column(heading.replace("_", " "), justify="left" if heading == "steering" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
+    out.print(table)
+
+
+async def _measured(
+    server: str, api_key: str | None, load: Load, wanted: dict[str, Steering | None], rounds: int
+) -> list[list[Round]]:
+    async with AsyncTrimtab(server, api_key=api_key, max_retries=0) as client:
+        return await measure(client, load, list(wanted.values()), rounds)
+
+
+def _row(name: str, mine: list[Round], base: list[Round]) -> dict[str, str | float]:
+    pairs = list(zip(mine, base, strict=True))
+    return {
+        "steering": name,
+        "tokens_per_second": statistics.median(r.tokens_per_second for r in mine),
+        "first_token_seconds": statistics.median(r.median_first for r in mine),
+        "time_ratio": statistics.median(m.seconds / b.seconds for m, b in pairs),
+        "first_token_ratio": statistics.median(m.median_first / b.median_first for m, b in pairs),
+    }
 
 
 def _columns(said: dict[str, str]) -> Columns:

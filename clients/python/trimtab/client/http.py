@@ -1,6 +1,7 @@
 """The synchronous client: the `openai` SDK's calls with `steering`, and what else a Trimtab server answers.
 
 Over HTTP by default; `grpc://host:port` and `grpcs://host:port` take gRPC. The calls, their types and their errors are the same.
+Written by `make client` from `aio`; do not edit.
 """
 
 from __future__ import annotations

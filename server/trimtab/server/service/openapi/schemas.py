@@ -56,7 +56,7 @@ _STEERED: Mapping[str, Schema] = {
 def components() -> dict[str, Schema]:
     """All of them, by name."""
     found: dict[str, Schema] = {}
-    own = {
+    own: dict[str, type[BaseModel]] = {
         "Steering": Steering,
         "Promotion": versions.Promotion,
         "Choice": versions.Choice,
@@ -125,7 +125,7 @@ def _shallow(schema: Schema) -> Schema:
     """A field of a model with too many parts: as it is when it has none, and otherwise by name alone."""
     if "$ref" not in repr(schema):
         return schema
-    told = {key: schema[key] for key in ("title", "description", "default") if key in schema}
+    told: Schema = {key: schema[key] for key in ("title", "description", "default") if key in schema}
     return told if "description" in told else {**told, "description": "As in OpenAI's API."}
 
 
