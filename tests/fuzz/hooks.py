@@ -31,9 +31,22 @@ def before_generate_body(context: Any, strategy: st.SearchStrategy[Any]) -> st.S
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """A generation that costs the engine little."""
+    """A generation that reaches the engine more often than not, and costs it little."""
     path = context.operation.path
-    return _short(path, body) if path in _GENERATION and isinstance(body, dict) else body
+    return _short(path, _known(body)) if path in _GENERATION and isinstance(body, dict) else body
+
+
+def _known(body: dict[str, Any]) -> dict[str, Any]:
+    """The same, three times out of four with the names of a model and a bundle that are there."""
+    if len(repr(body)) % 4 == 0:
+        return body
+    known = dict(body)
+    if isinstance(body.get("model", ""), str):
+        known["model"] = "smollm2-135m-instruct"
+    steering = body.get("steering")
+    if isinstance(steering, dict) and isinstance(steering.get("bundle"), str):
+        known["steering"] = {**steering, "bundle": "calm"}
+    return known
 
 
 def _short(path: str, body: dict[str, Any]) -> dict[str, Any]:
