@@ -1,16 +1,22 @@
+import asyncio
 import gzip
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import Any
 
+import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from starlette.testclient import TestClient
 
-from tests.server.service.fakes import ScriptedEngine
+from tests.server.service.fakes import ScriptedEngine, gate
+from tests.server.service.rpc.test_server import generation
 from tests.server.service.test_generation import STEERING, Service, proof
 from trimtab.server.operations.tracing import provider, traced
+from trimtab.server.service.rpc.server import RPC
+from trimtab.v1 import inference_pb2 as v1
+from trimtab.v1.inference_pb2_grpc import InferenceServiceStub
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -62,3 +68,25 @@ def test_a_request_is_a_span_under_its_callers_and_holds_no_text(collector: tupl
     assert len(told["trimtab.request_id"]) == 32
     assert "sesame" not in str(generation)
     assert nowhere.name == "GET none"
+
+
+async def test_a_call_over_grpc_is_a_span_too(collector: tuple[str, list[Any]]) -> None:
+    endpoint, spans = collector
+    made = provider(endpoint)
+    none: Any = None
+    rpc = RPC(generation(ScriptedEngine()), none, none, gate(), none, made)
+    port = await rpc.start("127.0.0.1", 0, None)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = InferenceServiceStub(channel)
+        await stub.Generate(v1.GenerateRequest(model="m", text="open sesame"), metadata=(("traceparent", PARENT),))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.Generate(v1.GenerateRequest(model="m"))
+    await rpc.stop()
+    await asyncio.to_thread(made.shutdown)
+    served, refused = spans
+    told = {attribute.key: attribute.value for attribute in served.attributes}
+    assert (served.name, served.trace_id.hex()) == ("trimtab.v1.InferenceService/Generate", PARENT[3:35])
+    assert told["trimtab.steering.status"].string_value == "not_requested"
+    assert (told["trimtab.caller"].string_value, told["trimtab.status"].int_value) == ("anonymous", 200)
+    assert "sesame" not in str(served)
+    assert {attribute.key: attribute.value for attribute in refused.attributes}["trimtab.status"].int_value == 400

@@ -4,7 +4,7 @@ import pytest
 
 from trimtab.server.errors import InvalidRequest
 from trimtab.server.service.admin_routes import Kill, NewKey, Rotation
-from trimtab.server.service.document import Document, document_of
+from trimtab.server.service.document import Body, body_of
 
 
 @pytest.mark.parametrize(
@@ -20,19 +20,19 @@ from trimtab.server.service.document import Document, document_of
     ],
 )
 def test_what_would_be_taken_for_something_else_is_refused_and_all_of_it(
-    kind: type[Document], fields: dict[str, Any], at_fault: list[str]
+    kind: type[Body], fields: dict[str, Any], at_fault: list[str]
 ) -> None:
     """`"expires_at": 0` made a key that had expired in 1970, and answered 201."""
     with pytest.raises(InvalidRequest) as caught:
-        document_of(kind, fields)
+        body_of(kind, fields)
     assert sorted(violation.field for violation in caught.value.violations) == at_fault
 
 
 def test_what_is_right_is_taken() -> None:
-    key = document_of(
+    key = body_of(
         NewKey,
         {"label": "x", "scopes": ["infer"], "policy": {"strength": [0, 1.5]}, "expires_at": "2099-01-01T00:00:00Z"},
     )
     assert (key.policy.strength, key.scopes) == ((0.0, 1.5), ("infer",))
     assert key.expires_at is not None
-    assert document_of(Rotation, {}).grace_seconds == 0
+    assert body_of(Rotation, {}).grace_seconds == 0

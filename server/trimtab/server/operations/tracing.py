@@ -1,17 +1,18 @@
-"""Traces: a span for each HTTP request, to an OpenTelemetry collector over OTLP/HTTP; a caller's `traceparent` is its parent.
+"""Traces: a span for each HTTP request and each call over gRPC, to a collector; a caller's `traceparent` is its parent.
 
 Beside what HTTP's conventions ask for a span tells the caller, our id of the request, and how the reply was steered. No text of a
 request or a reply is in it, nor its query.
 """
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.server.errors import Unsupported
 from trimtab.server.keys.access import route_of
 
-__all__ = ["SERVICE", "provider", "traced"]
+__all__ = ["SERVICE", "Span", "call_span", "provider", "traced"]
 
 SERVICE = "trimtab"
 _TOLD = {b"x-steering-status": "trimtab.steering.status", b"x-steering-plan": "trimtab.steering.plan"}
@@ -60,6 +61,30 @@ def traced(app: ASGIApp, spans: Any) -> ASGIApp:
         exclude_spans=["receive", "send"],
     )
     return made
+
+
+class Span(NamedTuple):
+    """That of one call over gRPC."""
+
+    span: Any
+
+    def end(self, told: Mapping[str, str | int | None]) -> None:
+        """The call has ended."""
+        for name, value in told.items():
+            if value is not None:
+                self.span.set_attribute(f"trimtab.{name}", value)
+        self.span.end()
+
+
+def call_span(spans: Any, method: str, metadata: Iterable[tuple[str, Any]]) -> Span:
+    """A span of `spans` for a call that begins, by its full method."""
+    from opentelemetry import propagate, trace
+
+    service, _, name = method.strip("/").partition("/")
+    parent = propagate.extract({key: value for key, value in metadata if isinstance(value, str)})
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+    tracer = spans.get_tracer(SERVICE)
+    return Span(tracer.start_span(method.strip("/"), parent, trace.SpanKind.SERVER, attributes))
 
 
 def _details(scope: Scope) -> tuple[str, dict[str, Any]]:

@@ -164,10 +164,12 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
         models, tokenization = state.openai_serving_models, state.serving_tokenization
         app = build(generation, shelf, models, tokenization, REGISTRY, replica, gate)
         inspector = Inspector(generation, tokenization)
-        rpc = None if settings.grpc_port is None else RPC(generation, shelf, inspector, gate, replica)
         spans = None if settings.otlp_endpoint is None else tracing.provider(settings.otlp_endpoint)
         if spans is not None:
             stack.callback(spans.shutdown)
+        rpc = None
+        if settings.grpc_port is not None:
+            rpc = RPC(generation, shelf, inspector, gate, replica, spans)
         server = _server(app if spans is None else tracing.traced(app, spans), ready.tls)
         n_layers = len({layer for report in reports for layer in report["layers"]})
         ready.say(

@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 from trimtab.server.errors import TrimtabError
 from trimtab.server.experiments.units import PREFIX
 from trimtab.server.keys.key import Caller
+from trimtab.server.operations.tracing import call_span
 from trimtab.server.service.gate import Gate, UnknownRoute
 from trimtab.server.service.metrics import Metrics
 from trimtab.server.service.openai_routes import CLOSED_BY_CLIENT
@@ -76,9 +77,11 @@ class Keys(grpc.aio.ServerInterceptor):
 class Calls:
     """The calls of our own services."""
 
-    def __init__(self, gate: Gate, metrics: Metrics) -> None:
+    def __init__(self, gate: Gate, metrics: Metrics, spans: Any = None) -> None:
+        """`spans` is OpenTelemetry's tracer provider, or None."""
         self._gate = gate
         self._metrics = metrics
+        self._spans = spans
 
     @property
     def is_draining(self) -> bool:
@@ -87,13 +90,13 @@ class Calls:
 
     def begun(self, context: Any, path: Callable[[str], str] = lambda field: field) -> "Call":
         """A call under way; `path` tells where a field of the HTTP API is in its message."""
-        return Call(self._gate, self._metrics, context, path)
+        return Call(self._gate, self._metrics, self._spans, context, path)
 
 
 class Call:
     """As a context: the call. What is raised inside ends it with a rich status; its end is one record of the log."""
 
-    def __init__(self, gate: Gate, metrics: Metrics, context: Any, path: Callable[[str], str]) -> None:
+    def __init__(self, gate: Gate, metrics: Metrics, spans: Any, context: Any, path: Callable[[str], str]) -> None:
         self._gate = gate
         self._metrics = metrics
         self._inside = ExitStack()
@@ -105,6 +108,7 @@ class Call:
         self._served.caller = self._caller.name
         # Ours names the request in the engine; a client's is never used, for ids that collide cross requests.
         self.id = uuid4().hex
+        self._span = None if spans is None else call_span(spans, method, context.invocation_metadata() or ())
 
     def told(self, steering: Mapping[str, Any]) -> None:
         """The reply's `steering`, as it is known when the reply begins."""
@@ -132,15 +136,22 @@ class Call:
         if isinstance(error, grpc.aio.AbortError):  # It is answered, and written down.
             return
         if error is None or not isinstance(error, Exception):
-            self._served.status = 200 if error is None else CLOSED_BY_CLIENT
-            self._served.finish(self._metrics, self.id)
+            self._finish(200 if error is None else CLOSED_BY_CLIENT)
         else:
             problem = of_exception(error)
             if problem.code == "internal" and not isinstance(error, Refused):
                 log.exception("a call failed")
             await self._abort(problem)
 
+    def _finish(self, status: int) -> None:
+        served = self._served
+        served.status = status
+        served.finish(self._metrics, self.id)
+        if self._span is not None:
+            told = {"caller": served.caller, "status": status, "request_id": self.id, "experiment": served.told.get("experiment")}
+            steering = {"steering.status": served.told.get("steering"), "steering.plan": served.told.get("plan")}
+            self._span.end({**told, **steering})
+
     async def _abort(self, problem: Problem) -> None:
-        self._served.status = problem.status
-        self._served.finish(self._metrics, self.id)
+        self._finish(problem.status)
         await self._context.abort_with_status(rpc_status.to_status(status_of(problem, self._path, request_id=self.id)))

@@ -50,11 +50,18 @@ class RPC:
     """A gRPC server over a running engine."""
 
     def __init__(
-        self, generation: Generation, shelf: Shelf, inspector: Inspector, gate: Gate, replica: Replica
+        self,
+        generation: Generation,
+        shelf: Shelf,
+        inspector: Inspector,
+        gate: Gate,
+        replica: Replica,
+        spans: Any = None,
     ) -> None:
+        """`spans` is OpenTelemetry's tracer provider, or None."""
         self._server = grpc.aio.server(interceptors=(Keys(gate, generation.metrics),), options=_OPTIONS)
         self._health = health.aio.HealthServicer()
-        calls = Calls(gate, generation.metrics)
+        calls = Calls(gate, generation.metrics, spans)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(generation, calls), self._server)
         steering_service_pb2_grpc.add_SteeringServiceServicer_to_server(
             SteeringCalls(generation, shelf, inspector, calls), self._server
