@@ -148,7 +148,12 @@ class Call:
         served.status = status
         served.finish(self._metrics, self.id)
         if self._span is not None:
-            told = {"caller": served.caller, "status": status, "request_id": self.id, "experiment": served.told.get("experiment")}
+            told = {
+                "caller": served.caller,
+                "status": status,
+                "request_id": self.id,
+                "experiment": served.told.get("experiment"),
+            }
             steering = {"steering.status": served.told.get("steering"), "steering.plan": served.told.get("plan")}
             self._span.end({**told, **steering})
 
