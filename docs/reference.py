@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
 from trimtab.server import errors
+from trimtab.server.experiments import errors as experiments
 from trimtab.server.service.openapi.document import openapi
 from trimtab.server.service.problem import of_error
 from trimtab.server.service.rpc.status import code_of
@@ -46,7 +47,7 @@ def _rest() -> Iterator[str]:
     yield "`reason` of `ErrorInfo`, in upper case. The gate adds `not_found`, `method_not_allowed` (405), `headers_too_large`"
     yield "(431), `request_too_large` (413); the engine `model_not_found` (404), `engine_dead` and `not_proven` (503)."
     yield from ("", "| code | HTTP | gRPC | |", "|---|---|---|---|")
-    for kind in (getattr(errors, name) for name in errors.__all__ if name not in ("TrimtabError", "Violation")):
+    for kind in _errors():
         problem = of_error(_example(kind))
         told = (kind.__doc__ or "").partition("\n")[0]
         yield f"| `{problem.code}` | {problem.status} | `{code_of(problem).name}` | {told} |"
@@ -54,6 +55,12 @@ def _rest() -> Iterator[str]:
     yield "Those of OpenAI's routes are vLLM's own, with `steering`: see the document itself."
     for name, schema in sorted(_ours(document).items()):
         yield from _schema(name, schema)
+
+
+def _errors() -> Iterator[type[errors.TrimtabError]]:
+    """Of both trees, in the order of their pages."""
+    for module in (errors, experiments):
+        yield from (getattr(module, name) for name in module.__all__ if name not in ("TrimtabError", "Violation"))
 
 
 def _example(kind: type[errors.TrimtabError]) -> errors.TrimtabError:

@@ -23,7 +23,7 @@ from trimtab.server.errors import Conflict, InvalidRequest, Violation
 from trimtab.server.experiments.assignment import MAX_UNIT
 from trimtab.server.experiments.exposures import insert_new
 
-__all__ = ["MAX_OUTCOMES", "PENDING_DAYS", "Outcome", "Outcomes", "bare_id", "parse_outcomes", "unit_digest"]
+__all__ = ["MAX_OUTCOMES", "PENDING_DAYS", "Given", "Outcome", "Outcomes", "bare_id", "parse_outcomes", "unit_digest"]
 
 MAX_OUTCOMES = 1000
 """Of one call."""
@@ -34,7 +34,9 @@ _FAR = timedelta(days=1)
 """How far ahead of this server's clock a caller's may be."""
 
 
-class _Given(BaseModel):
+class Given(BaseModel):
+    """An outcome, as it is told."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     response_id: Annotated[str, Field(max_length=64)] | None = None
@@ -47,7 +49,7 @@ class _Given(BaseModel):
     at: AwareDatetime | None = None
 
 
-_GIVEN = TypeAdapter(Annotated[tuple[_Given, ...], Field(min_length=1, max_length=MAX_OUTCOMES)])
+_GIVEN = TypeAdapter(Annotated[tuple[Given, ...], Field(min_length=1, max_length=MAX_OUTCOMES)])
 
 
 class Outcome(NamedTuple):

@@ -31,6 +31,7 @@ _SEGMENTS: Mapping[str, dict[str, Any]] = {
     "reference": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}:v[1-9][0-9]{0,8}$"},
     "id": {"type": "string", "pattern": "^[a-z2-7]{10}$"},
     "name": {"type": "string", "minLength": 1},
+    "key": {"type": "string", "minLength": 1},
     "subject": {"type": "string", "minLength": 1},
 }
 _ANY_BYTES = {"type": "string", "format": "binary"}

@@ -1,7 +1,9 @@
 """What each route takes, answers and refuses: one entry for each HTTP line of `keys.access.ROUTES`, which a test holds it to."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
+
+from trimtab.server.experiments.lifecycle import State
 
 __all__ = ["OPERATIONS", "Operation", "Parameter"]
 
@@ -9,6 +11,7 @@ _JSON = "application/json"
 _OCTETS = "application/octet-stream"
 _EVENTS = "text/event-stream"
 _PLAIN = "text/plain"
+_NDJSON = "application/x-ndjson"
 
 
 class Parameter(NamedTuple):
@@ -44,7 +47,7 @@ def _generates(name: str, streams: bool = True) -> dict[int, dict[str, str]]:
     return {200: {_JSON: name, **({_EVENTS: ""} if streams else {})}}
 
 
-_GENERATION = (400, 404, 410, 413, 429)
+_GENERATION = (400, 404, 409, 410, 413, 429)
 _SWITCH: Mapping[str, object] = {"enum": ["true", "false"]}
 _VERSION = "/admin/v1/bundles/{reference}"
 _OF_VERSION = {
@@ -60,6 +63,15 @@ _OF_BUNDLE = {
     f"PUT {_BUNDLE}/pin#name": "name",
     f"DELETE {_BUNDLE}/pin#name": "name",
     f"DELETE {_BUNDLE}#name": "name",
+}
+_EXPERIMENT = "/admin/v1/experiments/{key}"
+_OF_EXPERIMENT = {
+    f"{method} {_EXPERIMENT}{verb}#key": "key"
+    for method, verbs in (
+        ("POST", ("/start", "/ramp", "/approve", "/pause", "/resume", "/stop", "/kill", "/archive")),
+        ("GET", ("", "/health", "/results", "/exposures", "/outcomes")),
+    )
+    for verb in verbs
 }
 _OF_KEY = {"POST /admin/v1/keys/{id}/rotate#id": "id", "POST /admin/v1/keys/{id}/revoke#id": "id"}
 
@@ -178,6 +190,54 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         _answer("Switch"),
         refuses=(400,),
         parameters=(Parameter("reason", "query", {"type": "string", "maxLength": 1000}, "Why, for the audit log."),),
+    ),
+    ("GET", "/admin/v1/experiments"): Operation(
+        "All experiments, or those in a state.",
+        _answer("Experiments"),
+        refuses=(400,),
+        parameters=(Parameter("state", "query", {"enum": list(get_args(State))}, "Those in this state."),),
+    ),
+    ("POST", "/admin/v1/experiments"): Operation(
+        "A new experiment, a draft.", _answer("Experiment", 201), {_JSON: "NewExperiment"}, refuses=(400, 404, 409, 410, 413),
+        links=_OF_EXPERIMENT,
+    ),
+    ("GET", _EXPERIMENT): Operation("An experiment, with its history.", _answer("Experiment"), refuses=(404,)),
+    ("PUT", _EXPERIMENT): Operation(
+        "Another definition for a draft.", _answer("Experiment"), {_JSON: "NewExperiment"}, refuses=(400, 404, 409, 410, 413)
+    ),
+    **{
+        ("POST", f"{_EXPERIMENT}/{verb}"): Operation(
+            said, _answer("Experiment"), {_JSON: "Ramp" if verb == "ramp" else "Move"}, refuses=(400, 404, 409, 410, 413)
+        )
+        for verb, said in (
+            ("start", "Units are assigned from now on."), ("ramp", "Another share of the units is covered."),
+            ("approve", "The next step of the ramp may be taken."), ("pause", "Nobody is assigned for now."),
+            ("resume", "Units are assigned again."), ("stop", "It is over; what it found stays."),
+            ("kill", "It is over at once, for requests that run too."), ("archive", "It is put away."),
+        )
+    },
+    ("GET", f"{_EXPERIMENT}/health"): Operation(
+        "Whether what is measured can be trusted.", _answer("ExperimentHealth"), refuses=(404,)
+    ),
+    ("GET", f"{_EXPERIMENT}/results"): Operation("What can be said now.", _answer("ExperimentResults"), refuses=(404,)),
+    **{
+        ("GET", f"{_EXPERIMENT}/{what}"): Operation(
+            f"Its {what}, one JSON object a line, in pages.",
+            {200: {_NDJSON: ""}},
+            refuses=(400, 404),
+            parameters=(
+                Parameter("after", "query", {"type": "string", "maxLength": 64}, "`X-Next-After` of the page before."),
+                Parameter("limit", "query", {"type": "integer", "minimum": 0, "maximum": 10_000}, "At most so many."),
+            ),
+        )
+        for what in ("exposures", "outcomes")
+    },
+    ("GET", "/admin/v1/holdout"): Operation("The share of units that no experiment has.", _answer("Holdout")),
+    ("PUT", "/admin/v1/holdout"): Operation(
+        "Another share.", _answer("Holdout"), {_JSON: "Share"}, refuses=(400, 409, 413)
+    ),
+    ("POST", "/v1/outcomes"): Operation(
+        "What became of replies, or of units.", _answer("Recorded"), {_JSON: "Told"}, refuses=(400, 409, 413)
     ),
     ("GET", "/admin/v1/audit"): Operation(
         "The audit log.",

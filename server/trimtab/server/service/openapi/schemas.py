@@ -16,9 +16,12 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 
 from trimtab.attribution.bundle import Header, RecommendedEdit
+from trimtab.server.experiments.definition import Experiment
+from trimtab.server.experiments.lifecycle import State
+from trimtab.server.experiments.outcomes import MAX_OUTCOMES, Given
 from trimtab.server.fleet.switch import Mode
 from trimtab.server.keys.key import SCOPES, Policy
-from trimtab.server.service import admin_routes, compare, inspect, versions
+from trimtab.server.service import admin_routes, compare, experiment_routes, inspect, versions
 from trimtab.server.service.admission import SERVERS_OWN
 from trimtab.server.steering import Steering
 
@@ -44,9 +47,11 @@ def ref(name: str) -> Schema:
 
 _STEERING: Schema = {"steering": {"anyOf": [ref("Steering"), ref("OptOut")]}}
 _STEERED: Mapping[str, Schema] = {
-    "Arm": _STEERING,
+    "ComparedArm": _STEERING,
     "Inspection": _STEERING,
     "NewKey": {"scopes": {"type": "array", "items": {"enum": list(SCOPES)}, "minItems": 1}},
+    "NewExperiment": {"definition": ref("ExperimentDefinition")},
+    "Told": {"outcomes": {"type": "array", "items": ref("Outcome"), "minItems": 1, "maxItems": MAX_OUTCOMES}},
     "NewDefault": {"steering": ref("Steering")},
     "Kill": {"fallback": {"anyOf": [ref("Steering"), {"type": "null"}]}},
 }
@@ -67,8 +72,15 @@ def components() -> dict[str, Schema]:
         "Kill": admin_routes.Kill,
         "Policy": Policy,
         "RecommendedEdit": RecommendedEdit,
-        "Arm": compare.Arm,
+        "ComparedArm": compare.Arm,
         "Inspection": inspect.Asked,
+        "ExperimentDefinition": Experiment,
+        "NewExperiment": experiment_routes.NewExperiment,
+        "Move": experiment_routes.Move,
+        "Ramp": experiment_routes.Ramp,
+        "Share": experiment_routes.Share,
+        "Told": experiment_routes.Told,
+        "Outcome": Given,
     }
     for name, model in own.items():
         _add(found, name, model, extra=_STEERED.get(name))
@@ -131,7 +143,7 @@ def _shallow(schema: Schema) -> Schema:
 
 def _comparison(found: Mapping[str, Schema]) -> Schema:
     """A comparison is a completion or a chat without `steering`, with arms."""
-    arms = {"type": "array", "minItems": 1, "maxItems": compare.MAX_ARMS, "items": ref("Arm")}
+    arms = {"type": "array", "minItems": 1, "maxItems": compare.MAX_ARMS, "items": ref("ComparedArm")}
     chat = found["ChatCompletionRequest"]["properties"]
     common = {
         name: chat[name] for name in ("model", "messages", "max_tokens", "temperature", "seed", "top_p", "stream")
@@ -206,6 +218,19 @@ def _answers() -> dict[str, Schema]:
     token = _object({"id": COUNT, "text": TEXT, "latents": {"type": "array", "items": latent}})
     card = {"type": "object", "properties": {"id": TEXT, "object": {"const": "model"}}, "required": ["id", "object"]}
     arm = _object({"name": TEXT, "reply": {"anyOf": [ref("ChatCompletion"), ref("Completion")]}})
+    stands = {
+        "key": TEXT,
+        "state": {"enum": list(get_args(State))},
+        "coverage": NUMBER,
+        "revision": {"type": "integer"},
+    }
+    measured = {
+        "type": "object",
+        "description": "docs/experiments.md has its fields.",
+        "properties": stands,
+        "required": list(stands),
+    }
+    shown = {**measured, "properties": {**stands, "definition": ref("ExperimentDefinition")}}
     return {
         "Error": _object({"error": error}, description="OpenAI's shape; `code` is stable, and docs/api.md lists them."),
         "OptOut": _object({"opt_out": {"const": True}}, description="No steering, not even a default one."),
@@ -234,6 +259,10 @@ def _answers() -> dict[str, Schema]:
                 "tokens": {"type": "array", "items": token}, "steering": ref("Applied"),
             }
         ),
+        "Experiment": shown, "Experiments": _list(shown),
+        "ExperimentHealth": measured, "ExperimentResults": measured,
+        "Holdout": _object({"share": NUMBER}),
+        "Recorded": {"type": "object"},
         "Models": _list(card), "Bundle": summary, "Bundles": _list(summary),
         "BundleShown": {"allOf": [ref("BundleHeader")], "required": ["hook_point", "content_hash", "pinned"]},
         "Removed": _object({"name": TEXT, "content_hash": digest, "deleted": {"const": True}}),
