@@ -12,12 +12,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
+from tests.bundles import random_bundle
 from tests.conftest import Server
 from tests.e2e.test_generation import metric, wait_for
+from trimtab.attribution.bundle import ModelIdentity
+from trimtab.server.registry.store import digest_of
 from trimtab.v1 import inference_pb2 as v1
+from trimtab.v1 import registry_service_pb2 as piped
 from trimtab.v1 import steering_pb2 as words
 from trimtab.v1 import steering_service_pb2 as service
 from trimtab.v1.inference_pb2_grpc import InferenceServiceStub
+from trimtab.v1.registry_service_pb2_grpc import RegistryServiceStub
 from trimtab.v1.steering_service_pb2_grpc import SteeringServiceStub
 
 MODEL = "smollm2-135m-instruct"
@@ -92,6 +97,33 @@ def test_samples_and_log_probabilities(inference: Any) -> None:
     assert all(len(completion.logprobs) == 12 for completion in reply.completions)
     assert all(len(token.top) >= 2 and token.logprob <= 0 for token in reply.completions[0].logprobs)
     assert reply.steering.completion_token_count == 24
+
+
+def test_a_bundle_that_is_uploaded_and_promoted_steers_until_it_is_revoked(
+    channel: grpc.Channel, inference: Any, embedded_identity: ModelIdentity
+) -> None:
+    registry: Any = RegistryServiceStub(channel)
+    data = random_bundle(embedded_identity, name="piped", layer=9).to_bytes()
+    pieces = [piped.UploadBundleRequest(chunk=data[start : start + 4096]) for start in range(0, len(data), 4096)]
+    end = piped.UploadBundleRequest(end=piped.UploadEnd(digest=digest_of(data)))
+    version = registry.UploadBundle(iter([*pieces, end])).version
+    assert (version.state, version.byte_count) == (piped.VERSION_STATE_DRAFT, len(data))
+    registry.Promote(piped.PromoteRequest(reference=version.reference, make_default=True))
+    ask = v1.GenerateRequest(model=MODEL, text="The sea is", sampling=GREEDY, steering=words.Steering(bundle="piped"))
+
+    def loaded() -> bool:
+        try:
+            return list(inference.Generate(ask).steering.bundles) == [version.reference]
+        except grpc.RpcError:
+            return False
+
+    wait_for(loaded)
+    registry.Revoke(piped.RevokeRequest(reference=version.reference, reason="the test is over"))
+    with pytest.raises(grpc.RpcError) as caught:
+        inference.Generate(
+            v1.GenerateRequest(model=MODEL, text="hi", steering=words.Steering(bundle=version.reference))
+        )
+    assert cast(Any, caught.value).code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_arms_run_side_by_side_with_one_seed(inference: Any) -> None:

@@ -133,7 +133,9 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._inside.close()
-        if isinstance(error, grpc.aio.AbortError):  # It is answered, and written down.
+        if isinstance(error, grpc.aio.AbortError):  # What cannot be decoded is answered, and written down.
+            if self._span is not None:
+                self._span.end({"status": _NO_MESSAGE.status, "request_id": self.id})
             return
         if error is None or not isinstance(error, Exception):
             self._finish(200 if error is None else CLOSED_BY_CLIENT)
