@@ -81,7 +81,7 @@ def _without_remark(line: str) -> str:
     """The command in front of what is said about it: a remark stands two spaces or more behind."""
     line = line.strip()
     if line.startswith(_METHODS):
-        return line if "{" in line else " ".join(line.split()[:2])
+        return " ".join(line.split()[:2])
     return re.split(r"\s{2,}(?![\s-]|[a-z]\S*\.(?:toml|jsonl|safetensors)\b)|\s+# ", line)[0]
 
 

@@ -13,7 +13,7 @@ if (!URL_) throw new Error("set TRIMTAB_URL to a server that holds the tests' bu
 const client = new Trimtab(URL_, { maxRetries: 0 });
 const stock = new OpenAI({ baseURL: `${URL_}/v1`, apiKey: "none", maxRetries: 0 });
 
-const ADD = new Steering({ edits: [latent("calm", 7).add(30).during("completion")] });
+const ADD = new Steering({ edits: [latent("calm", 7).add(120).during("completion")] });
 const HI = {
   model: process.env["TRIMTAB_MODEL"] ?? "smollm2-135m-instruct",
   messages: [{ role: "user" as const, content: "Write one sentence about the sea." }],
