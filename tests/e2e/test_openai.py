@@ -86,37 +86,6 @@ def test_structured_output_keeps_its_schema_under_steering(client: openai.OpenAI
     assert reply.steering["status"] == "applied"
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [{"type": "function", "function": {"name": "weather"}}, "required", "auto"],
-    ids=["named", "required", "auto"],
-)
-@pytest.mark.parametrize("strict", [False, True])
-def test_tools_are_called_under_steering(client: openai.OpenAI, choice: Any, strict: bool) -> None:
-    """A named tool, or a required one, is called with arguments of its schema; whether `auto` calls one is up to the model."""
-    ask: dict[str, Any] = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": "What is the weather in Rome?"}],
-        "tools": [{"type": "function", "function": WEATHER | {"strict": strict}}],
-        "tool_choice": choice,
-        "max_tokens": 40,
-        "temperature": 0,
-        "extra_body": {"steering": STEERING},
-    }
-    reply: Any = client.chat.completions.create(**ask)
-    assert reply.steering["status"] == "applied"
-    assert reply.steering["completion_tokens"] == reply.usage.completion_tokens
-    calls = reply.choices[0].message.tool_calls or []
-    if choice != "auto":
-        assert [call.function.name for call in calls] == ["weather"]
-        assert json.loads(calls[0].function.arguments)["city"] in ("Bern", "Rome")
-    pieces: list[Any] = list(client.chat.completions.create(**ask, stream=True))
-    assert pieces[-1].steering["status"] == "applied"
-    deltas = [call for piece in pieces for chosen in piece.choices for call in chosen.delta.tool_calls or ()]
-    streamed = "".join(call.function.arguments or "" for call in deltas if call.function is not None)
-    assert streamed == "".join(call.function.arguments for call in calls)
-
-
 def test_log_probabilities_are_those_of_the_steered_model(client: openai.OpenAI) -> None:
     ask: dict[str, Any] = {"model": MODEL, "prompt": "The sea is", "max_tokens": 3, "temperature": 0, "logprobs": 2}
     plain = client.completions.create(**ask).choices[0].logprobs
