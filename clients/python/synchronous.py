@@ -21,6 +21,7 @@ _WORDS = (
     (r"\bawait ", ""),
     (r"\basync_channel\b", "channel"),
     (r"\bgrpc\.aio\b", "grpc"),
+    (r"\baio_experiments\b", "experiment_routes"),
     (r"\bAsync([A-Z])", r"\1"),
     (r"__a(enter|exit|iter|next)__", r"__\1__"),
 )

@@ -25,8 +25,7 @@ from trimtab.client.http import Trimtab
 from trimtab.client.load import Load, Round, measure
 from trimtab.client.spec import Steering
 
-__all__ = ["AsJson", "Key", "Server", "chat", "compare", "failures"]
-__all__ = ["bench", "chat", "compare"]
+__all__ = ["AsJson", "Key", "Server", "bench", "chat", "compare", "failures"]
 
 FAILED = 1
 REFUSED = 2
@@ -226,7 +225,7 @@ def bench(
 ) -> None:
     """Load a server with streams, unsteered and steered in turns, and say what steering costs there; every reply is proven."""
     out = Console(highlight=False)
-    with _failures():
+    with failures():
         if model is None:
             with Trimtab(server, api_key=api_key) as client:
                 model = _first_model(client)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, get_args
 
 from trimtab.server.experiments.lifecycle import State
+from trimtab.server.experiments.looks import MAX_LOOKS
 
 __all__ = ["OPERATIONS", "Operation", "Parameter"]
 
@@ -69,7 +70,7 @@ _OF_EXPERIMENT = {
     f"{method} {_EXPERIMENT}{verb}#key": "key"
     for method, verbs in (
         ("POST", ("/start", "/ramp", "/approve", "/pause", "/resume", "/stop", "/kill", "/archive")),
-        ("GET", ("", "/health", "/results", "/exposures", "/outcomes")),
+        ("GET", ("", "/health", "/results", "/looks", "/exposures", "/outcomes")),
     )
     for verb in verbs
 }
@@ -218,6 +219,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     },
     ("GET", f"{_EXPERIMENT}/health"): Operation(
         "Whether what is measured can be trusted.", _answer("ExperimentHealth"), refuses=(404,)
+    ),
+    ("GET", f"{_EXPERIMENT}/looks"): Operation(
+        "How what can be said narrowed down while it ran.",
+        _answer("Looks"),
+        refuses=(400, 404),
+        parameters=(Parameter("count", "query", {"type": "integer", "minimum": 0, "maximum": MAX_LOOKS}, "How many looks."),),
     ),
     ("GET", f"{_EXPERIMENT}/results"): Operation("What can be said now.", _answer("ExperimentResults"), refuses=(404,)),
     **{
