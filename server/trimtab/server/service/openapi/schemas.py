@@ -263,7 +263,7 @@ def _answers() -> dict[str, Schema]:
         "ExperimentHealth": measured, "ExperimentResults": measured,
         "Holdout": _object({"share": NUMBER}),
         "Recorded": {"type": "object"},
-        "Looks": {"type": "object", "description": about},
+        "Looks": {"type": "object", "description": "docs/experiments.md has its fields."},
         "Models": _list(card), "Bundle": summary, "Bundles": _list(summary),
         "BundleShown": {"allOf": [ref("BundleHeader")], "required": ["hook_point", "content_hash", "pinned"]},
         "Removed": _object({"name": TEXT, "content_hash": digest, "deleted": {"const": True}}),
