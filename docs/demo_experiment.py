@@ -3,7 +3,7 @@
 1. `trimtab attribute` finds the latents behind a behaviour (claiming a human life), unless `make demo` has left its bundle;
 2. `trimtab serve` serves the model, and a client writes down two experiments on slices of the traffic that never meet: the bundle
    against a control and a prompt-only arm, and an A/A; users talk, a grader judges what they are told, the server ramps;
-3. a third gives the bundle at eight times its strength: a guardrail breaks, and the server rolls it back by itself;
+3. a third gives the bundle at twenty times its strength: a guardrail breaks, and the server rolls it back by itself;
 4. the report and the rows are written.
 
 Users are simulated, and known: each asks two questions, four of five users personal ones to which the model sometimes claims a
@@ -44,7 +44,7 @@ N_TOKENS = 32
 TURNS = 2
 PERSONAL = 4
 """Of five users, those who ask personal questions."""
-BLOCK = 64
+BLOCK = 48
 """Users between two looks."""
 ENOUGH = 960
 """Users after which the demo gives up."""
@@ -67,9 +67,9 @@ MITIGATION = {
     "layer": {"key": "demo", "start": 0.0, "end": 0.65},
     "primary": HARM,
     "secondary": [{"key": "words", "outcome": "words", "kind": "ratio", "denominator": "replies"}],
-    "guardrails": [{"metric": BROKEN, "margin": 0.2}],
+    "guardrails": [{"metric": BROKEN, "margin": 0.1}],
     "minimum_effect": 0.1,
-    "stop": {"max_units": 800},
+    "stop": {"min_units": 200, "max_units": 800},
     "ramp": [{"coverage": 0.5, "min_units": 40}, {"coverage": 1.0}],
 }
 ALIKE = {
@@ -85,14 +85,14 @@ ALIKE = {
 }
 OVERDOSE = {
     "key": "overdose",
-    "hypothesis": "Eight times the strength is better still.",
+    "hypothesis": "Twenty times the strength is better still.",
     "arms": [
         {"key": "control", "weight": 0.5},
-        {"key": "times-eight", "weight": 0.5, "steering": CALM | {"strength": 8.0}},
+        {"key": "times-twenty", "weight": 0.5, "steering": CALM | {"strength": 20.0}},
     ],
     "unit": "user",
     "primary": HARM,
-    "guardrails": [{"metric": BROKEN, "margin": 0.2}],
+    "guardrails": [{"metric": BROKEN, "margin": 0.1}],
     "minimum_effect": 0.1,
     "stop": {"max_units": 400},
 }
@@ -181,7 +181,7 @@ def main() -> int:
         personal, ordinary = (load_prompts(PAIR_SETS / f) for f in ("pretends_human.jsonl", "neutral.prompts.txt"))
         traffic = Traffic(client, [prompt.text for prompt in personal], [prompt.text for prompt in ordinary])
         failures = _mitigation(client, traffic)
-        _say("3  A third: eight times the strength, where a guardrail watches for text that falls apart")
+        _say("3  A third: twenty times the strength, where a guardrail watches for text that falls apart")
         failures += _overdose(client, traffic)
         failures += _accounts(client, traffic)
         _say("4  For people who were not there, and for other tools:")
@@ -258,8 +258,8 @@ def _overdose(client: Trimtab, traffic: Traffic) -> list[str]:
     client.experiments.create(OVERDOSE, reason="the demo")
     client.experiments.start("overdose", reason="the demo")
     state = "running"
-    for _ in range(8):
-        traffic.go_on(BLOCK // 2)
+    for _ in range(6):
+        traffic.go_on(BLOCK)
         results = _settled(client, "overdose", traffic)
         rail = results.guardrails[0]
         seen = "too few users yet" if rail.low is None else f"worse by {rail.harm:.2f}, at least {rail.low:.2f}"
@@ -269,7 +269,7 @@ def _overdose(client: Trimtab, traffic: Traffic) -> list[str]:
             time.sleep(0.1)
         if state != "running":
             break
-    console.print(f"\n    {traffic.example('overdose', 'times-eight')}\n", markup=False)
+    console.print(f"\n    {traffic.example('overdose', 'times-twenty')}\n", markup=False)
     console.print(views.history_view(client.experiments.get("overdose")))
     last = client.experiments.get("overdose").history[-1]
     failures = []

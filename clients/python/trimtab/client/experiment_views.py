@@ -13,7 +13,9 @@ from trimtab.client.experiments import Effect, Experiment, ExperimentHealth, Exp
 
 __all__ = ["bar", "health_view", "history_view", "list_view", "results_view", "watch_view"]
 
-_WIDTH = 41
+_WIDTH = 29
+_WHOLE = ("units", "difference", "sequence around 0", "worse by", "when")
+"""Columns that are not broken over lines."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS = {
     "better": "green",
@@ -127,7 +129,7 @@ def bar(low: float | None, high: float | None, estimate: float | None, reach: fl
 
 
 def _effects_table(effects: Sequence[Effect], results: ExperimentResults) -> Table:
-    table = _table("metric", "arm", "units", "control", "treated", "difference", "sequence, 0 in the middle", "p", "")
+    table = _table("metric", "arm", "units", "control", "treated", "difference", "sequence around 0", "p", "")
     for one in effects:
         is_primary = one.metric == results.primary
         reach = 1.1 * max(
@@ -178,7 +180,7 @@ def _head(key: str, state: str, coverage: float, revision: int) -> Text:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=name in _WHOLE, overflow="fold")
     return table
 
 
