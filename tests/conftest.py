@@ -118,6 +118,9 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
     flags = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIMTAB_") or k == "TRIMTAB_CACHE"}
     environment["TRIMTAB_DATABASE"] = f"sqlite:///{folder / 'trimtab.db'}"
+    grader = folder / "the.toml"
+    grader.write_text('kind = "regex"\nshows = ["the"]\n')
+    environment |= {"TRIMTAB_EXPERIMENT_SECONDS": "0.5", "TRIMTAB_GRADERS": json.dumps([str(grader)])}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--", *flags], stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True

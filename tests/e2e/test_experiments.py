@@ -1,0 +1,165 @@
+"""Experiments on the real server: arms are what they say, and no measurement is lost."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Server
+from tests.e2e.test_generation import metric, wait_for
+from tests.e2e.test_operations import MODEL, Stream
+from trimtab.server.database.database import Database
+from trimtab.server.experiments.assignment import assign
+from trimtab.server.experiments.store import Experiments
+
+PROMPT = "The sea is"
+PRIMARY = {"key": "harm", "outcome": "harm", "direction": "decrease"}
+CALM = {"bundle": "calm"}
+_numbers = count()
+
+
+class Lab:
+    """One experiment on the server."""
+
+    def __init__(self, server: Server, arms: list[dict[str, Any]], **more: Any) -> None:
+        self.server = server
+        self.key = f"e2e-{next(_numbers)}"
+        weight = 1 / len(arms)
+        definition = {
+            "key": self.key,
+            "hypothesis": "It works.",
+            "unit": "user",
+            "arms": [{"weight": weight, **arm} for arm in arms],
+            "primary": PRIMARY,
+            "minimum_effect": 0.1,
+            **more,
+        }
+        self.post("", {"definition": definition}, 201)
+        self.post(f"/{self.key}/start", {})
+        database = Database(server.database)
+        record = Experiments(database).find(self.key)
+        database.close()
+        given = {user: assign(record, {"user": user}).arm for user in map("user-{}".format, range(100))}
+        self.arms = {user: arm.key for user, arm in given.items() if arm is not None}
+
+    def post(self, path: str, document: dict[str, Any], status: int = 200) -> Any:
+        reply = self.server.post(f"/admin/v1/experiments{path}", {"reason": "a test", **document})
+        assert reply.status_code == status, reply.text
+        return reply.json()
+
+    def get(self, what: str) -> Any:
+        reply = httpx.get(f"{self.server.base_url}/admin/v1/experiments/{self.key}{what}")
+        assert reply.status_code == 200
+        return reply.json()
+
+    def user(self, arm: str) -> str:
+        """A user of an arm."""
+        return next(user for user, of in self.arms.items() if of == arm)
+
+    def exported(self, what: str, n: int) -> list[dict[str, Any]]:
+        """Its lines, once there are so many."""
+
+        def lines() -> list[str]:
+            reply = httpx.get(f"{self.server.base_url}/admin/v1/experiments/{self.key}/{what}")
+            return reply.text.splitlines()
+
+        wait_for(lambda: len(lines()) >= n)
+        return [json.loads(line) for line in lines()]
+
+
+@pytest.fixture
+def lab(server: Server) -> Iterator[Callable[..., Lab]]:
+    """Makes experiments, which are over afterwards."""
+    made: list[Lab] = []
+
+    def make(*arms: dict[str, Any], **more: Any) -> Lab:
+        made.append(Lab(server, list(arms), **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.get("")["state"] in ("running", "paused"):
+            one.post(f"/{one.key}/stop", {})
+
+
+def complete(server: Server, **fields: Any) -> httpx.Response:
+    document = {"model": MODEL, "prompt": PROMPT, "max_tokens": 6, "temperature": 0, **fields}
+    return server.post("/v1/completions", document)
+
+
+def chat(server: Server, **fields: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": "Who are you?"}]
+    document = {"model": MODEL, "messages": messages, "max_tokens": 8, "temperature": 0, **fields}
+    return server.post("/v1/chat/completions", document)
+
+
+CONTROL = {"key": "control"}
+
+
+def test_a_prompt_only_arm_puts_its_prompt_in_front(server: Server, lab: Callable[..., Lab]) -> None:
+    of = lab(CONTROL, {"key": "pirate", "system_prompt": "You are a pirate."})
+    system = {"role": "system", "content": "You are a pirate."}
+    asked = {"role": "user", "content": "Who are you?"}
+    alone = chat(server, messages=[system, asked]).json()
+    assigned = chat(server, user=of.user("pirate")).json()
+    assert assigned["choices"] == alone["choices"]
+    assert assigned["choices"] != chat(server).json()["choices"]
+    fields = {"model": MODEL, "max_output_tokens": 8, "temperature": 0, "input": "Who are you?"}
+    responses = [
+        server.post("/v1/responses", {**fields, **more}).json()
+        for more in ({"instructions": "You are a pirate."}, {"user": of.user("pirate")})
+    ]
+    said = [reply["output"][0]["content"][0]["text"] for reply in responses]
+    assert said[0] == said[1]
+    plain = complete(server, user=of.user("pirate")).json()
+    assert plain["steering"] == {"status": "not_requested"}
+    assert of.get("/health")["decisions"].get("not_a_chat", 0) <= 1
+
+
+def test_every_kind_of_reply_can_be_told_of_by_its_id(server: Server, lab: Callable[..., Lab]) -> None:
+    of = lab(CONTROL, {"key": "calm", "steering": CALM})
+    user = of.user("calm")
+    ids = [complete(server, user=user).json()["id"], chat(server, user=user).json()["id"]]
+    response = {"model": MODEL, "input": "hi", "max_output_tokens": 4, "user": user}
+    ids.append(server.post("/v1/responses", response).json()["id"])
+    stream = Stream(server, None, user=user, max_tokens=5)
+    stream.wait()
+    assert stream.headers["x-trimtab-experiment"] == f"{of.key}=calm"
+    ids.append(stream.events[0]["id"])
+    assert [stream.events[i]["steering"]["experiment"]["arm"] for i in (0, -2)] == ["calm", "calm"]
+    of.exported("exposures", 4)
+    outcomes = [{"response_id": id_, "name": "harm", "value": 1} for id_ in ids]
+    told = server.post("/v1/outcomes", {"outcomes": outcomes}).json()
+    assert told == {"recorded": 4, "duplicate": 0, "pending": 0}
+    assert len(of.exported("outcomes", 4)) == 4
+    unknown = server.post("/v1/outcomes", {"outcomes": [{"response_id": "chatcmpl-1", "name": "harm", "value": 1}]})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "outcomes[0].response_id")
+
+
+def test_a_unit_that_is_no_unit_is_served_and_counted(server: Server, lab: Callable[..., Lab]) -> None:
+    of = lab(CONTROL, {"key": "calm", "steering": CALM})
+    for user in (None, "", "x" * 1_000_000, "a\0b"):
+        assert complete(server, user=user, max_tokens=1).json()["steering"] == {"status": "not_requested"}
+    header = {"x-trimtab-user": "x" * 40_000}
+    ask = {"model": MODEL, "prompt": "hi", "max_tokens": 1}
+    assert httpx.post(f"{server.base_url}/v1/completions", json=ask, headers=header).status_code == 431
+    wait_for(lambda: of.get("/health")["decisions"] == {"missing_unit": 2, "malformed_unit": 2})
+    assert metric(server, f'trimtab_experiment_decisions_total{{experiment="{of.key}",reason="missing_unit"}}') == 2
+
+
+def test_under_load_no_exposure_is_lost(server: Server, lab: Callable[..., Lab]) -> None:
+    of = lab(CONTROL, {"key": "calm", "steering": CALM}, grading=[{"grader": "the", "outcome": "the"}])
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(lambda i: complete(server, user=f"user-{i}", max_tokens=2), range(160)))
+    arms = [reply.json()["steering"]["experiment"]["arm"] for reply in replies]
+    wait_for(lambda: of.get("/health")["exposures"]["written"] == 160)
+    health = of.get("/health")
+    assert health["exposures"]["dropped"] == 0
+    assert (health["healthy"], health["decisions"]) == (True, {"assigned": 160})
+    assert {arm["key"]: arm["requests"] for arm in health["arms"]} == {arm: arms.count(arm) for arm in set(arms)}
+    assert len(of.exported("outcomes", 160)) == 160
+    assert sum(of.get("/results")["units"].values()) == 160
