@@ -33,16 +33,22 @@ os.environ["TRIMTAB_DATABASE"] = f"sqlite:///{Path(tempfile.mkdtemp(prefix='trim
 
 OWN_ENGINES = ("architectures/", "test_drafts.py", "test_on_device.py", "test_other_engines.py", "test_parallel.py")
 """In `tests/parity`, what does not use the offline engine of `tests/parity/conftest.py`."""
+OF_THE_SERVER = (
+    "client/",
+    "docs/",
+    "e2e/",
+    "fuzz/",
+    *(f"attribution/test_{of}.py" for of in ("collect", "judge", "validate")),
+)
 
 
 def _group(nodeid: str) -> str:
     """What must stay in one process of `make test`: those that share the offline engine, those that may share the server; any
     other file is a group by itself."""
     path = nodeid.partition("::")[0].removeprefix("tests/")
-    room, _, file = path.partition("/")
-    if room == "parity" and not file.startswith(OWN_ENGINES):
+    if path.startswith("parity/") and not path.removeprefix("parity/").startswith(OWN_ENGINES):
         return "engine"
-    return "server" if room in ("attribution", "client", "e2e") else path
+    return "server" if path.startswith(OF_THE_SERVER) else path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
