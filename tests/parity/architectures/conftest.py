@@ -40,7 +40,12 @@ def run(*arguments: str) -> Found:
 
 @pytest.fixture(scope="package")
 def quick() -> Found:
-    return run("--refusals", "--lora", *QUICK)
+    return run("--refusals", *QUICK)
+
+
+@pytest.fixture(scope="package")
+def adapters() -> Found:
+    return run("--lora")
 
 
 @pytest.fixture(scope="package")
