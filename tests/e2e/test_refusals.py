@@ -125,7 +125,7 @@ def test_a_body_too_large_is_a_413(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/docs", "/openapi.json", "/tokenize", "/pause", "/v1/responses/resp_1", "/v1/models/", "/health", "/"]
+    "path", ["/docs", "/redoc", "/tokenize", "/pause", "/v1/responses/resp_1", "/v1/models/", "/health", "/"]
 )
 def test_a_route_that_is_not_ours_is_not_there(server: Server, path: str) -> None:
     response = httpx.get(server.base_url + path)
