@@ -1,20 +1,28 @@
-"""Experiments on the real server: arms are what they say, and no measurement is lost."""
+"""Experiments on the real server: arms are what they say, kills reach streams within a second, no measurement is lost."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
 from tests.conftest import Server
 from tests.e2e.test_generation import metric, wait_for
-from tests.e2e.test_operations import MODEL, Stream
+from tests.e2e.test_operations import ME, MODEL, WITHIN, Stream, comm
+from tests.processes import descendants
 from trimtab.server.database.database import Database
 from trimtab.server.experiments.assignment import assign
 from trimtab.server.experiments.store import Experiments
+from trimtab.v1 import experiment_service_pb2, inference_pb2
+from trimtab.v1.experiment_service_pb2_grpc import ExperimentServiceStub
+from trimtab.v1.inference_pb2_grpc import InferenceServiceStub
 
 PROMPT = "The sea is"
 PRIMARY = {"key": "harm", "outcome": "harm", "direction": "decrease"}
@@ -100,6 +108,17 @@ def chat(server: Server, **fields: Any) -> httpx.Response:
 CONTROL = {"key": "control"}
 
 
+def test_an_arm_is_what_its_request_would_have_been(server: Server, lab: Callable[..., Lab]) -> None:
+    of = lab(CONTROL, {"key": "calm", "steering": CALM})
+    for arm, steering in (("control", {}), ("calm", {"steering": CALM})):
+        alone, assigned = complete(server, **steering).json(), complete(server, user=of.user(arm)).json()
+        assert assigned["choices"] == alone["choices"]
+        assert assigned["steering"].pop("experiment") == {"key": of.key, "arm": arm}
+        assert assigned["steering"].pop("source", None) == ("experiment" if arm == "calm" else None)
+        assert assigned["steering"].get("plan") == alone["steering"].get("plan")
+        assert assigned["steering"]["status"] == alone["steering"]["status"]
+
+
 def test_a_prompt_only_arm_puts_its_prompt_in_front(server: Server, lab: Callable[..., Lab]) -> None:
     of = lab(CONTROL, {"key": "pirate", "system_prompt": "You are a pirate."})
     system = {"role": "system", "content": "You are a pirate."}
@@ -118,6 +137,30 @@ def test_a_prompt_only_arm_puts_its_prompt_in_front(server: Server, lab: Callabl
     plain = complete(server, user=of.user("pirate")).json()
     assert plain["steering"] == {"status": "not_requested"}
     assert of.get("/health")["decisions"].get("not_a_chat", 0) <= 1
+
+
+def test_the_gates_of_an_experiment_are_read_in_both_arms(server: Server, lab: Callable[..., Lab]) -> None:
+    """The control's tokens are those of nobody's experiment, and what opened is known of it as of the treated arm."""
+
+    def gated(above: float) -> dict[str, Any]:
+        gate = {"latent": 8, "above": above}
+        edit = {"bundle": "calm", "latent": 7, "operation": "add", "amount": 60.0, "scope": {"tokens": "prompt"}}
+        return {"edits": [{**edit, "gate": gate}]}
+
+    prompt = "The sea is wide and the night was long, and nobody on the old ship could tell where"
+    plain = complete(server, prompt=prompt).json()["choices"]
+    steered = complete(server, prompt=prompt, steering=gated(0.0)).json()
+    assert steered["steering"]["gate_firings"] > 0
+    for above, opens in ((0.0, True), (1e6, False)):
+        of = lab(CONTROL, {"key": "calm", "steering": gated(above)})
+        control, treated = (complete(server, prompt=prompt, user=of.user(arm)) for arm in ("control", "calm"))
+        assert control.json()["choices"] == plain
+        assert control.json()["steering"]["status"] == "not_requested"
+        assert treated.json()["steering"]["status"] == "applied"
+        assert treated.json()["choices"] == (steered["choices"] if opens else plain)
+        exposures = of.exported("exposures", 2)
+        assert {(one["arm"], one["triggered"]) for one in exposures} == {("control", opens), ("calm", opens)}
+        of.post(f"/{of.key}/stop", {})
 
 
 def test_every_kind_of_reply_can_be_told_of_by_its_id(server: Server, lab: Callable[..., Lab]) -> None:
@@ -163,3 +206,77 @@ def test_under_load_no_exposure_is_lost(server: Server, lab: Callable[..., Lab])
     assert {arm["key"]: arm["requests"] for arm in health["arms"]} == {arm: arms.count(arm) for arm in set(arms)}
     assert len(of.exported("outcomes", 160)) == 160
     assert sum(of.get("/results")["units"].values()) == 160
+
+
+@pytest.mark.parametrize("hung", [False, True])
+def test_a_kill_reaches_streams_within_a_second(
+    server: Server, lab: Callable[..., Lab], hung: bool, record_property: Callable[[str, Any], None]
+) -> None:
+    """It is written into the database by another process; with the engine's own processes stopped as well."""
+    of = lab(CONTROL, {"key": "calm", "steering": CALM})
+    calm, control = (
+        Stream(server, None, user=of.user("calm")),
+        Stream(server, None, user=of.user("control"), max_tokens=60),
+    )
+    engine = [pid for pid in descendants(server.process.pid) if "EngineCore" in comm(pid)]
+    assert engine
+    database = Database(server.database)
+    try:
+        for pid in engine if hung else ():
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.3)
+        start = time.monotonic()
+        Experiments(database).change(of.key, "kill", actor=ME, reason="it is rude")
+        error = calm.wait()["error"]
+        assert (error["code"], f"experiment '{of.key}' was killed" in error["message"]) == ("steering_killed", True)
+        record_property("kill_seconds", calm.ended - start)
+        assert calm.ended - start < WITHIN
+    finally:
+        database.close()
+        for pid in engine if hung else ():
+            os.kill(pid, signal.SIGCONT)
+    assert control.wait() == "[DONE]"
+    assert complete(server, user=of.user("control")).json()["steering"] == {"status": "not_requested"}
+    statuses = {arm["key"]: arm["statuses"] for arm in of.get("/health")["arms"]}
+    assert statuses == {"control": {"applied": 1}, "calm": {"ended": 1}}
+
+
+def test_a_breached_guardrail_is_rolled_back_by_the_server(
+    server: Server, lab: Callable[..., Lab], record_property: Callable[[str, Any], None]
+) -> None:
+    rail = {"metric": {"key": "rude", "outcome": "rude", "direction": "decrease"}, "margin": 0.1}
+    of = lab(CONTROL, {"key": "calm", "steering": CALM}, guardrails=[rail])
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(lambda i: complete(server, user=f"user-{i}", max_tokens=1).json(), range(240)))
+    told = [
+        {
+            "response_id": reply["id"],
+            "name": "rude",
+            "value": (reply["steering"]["experiment"]["arm"] == "calm") + 0.01 * (i % 7),
+        }
+        for i, reply in enumerate(replies)
+    ]
+    start = time.monotonic()
+    assert server.post("/v1/outcomes", {"outcomes": told}).status_code == 200
+    wait_for(lambda: of.get("")["state"] == "stopped")
+    record_property("rollback_seconds", time.monotonic() - start)
+    last = of.get("")["history"][-1]
+    assert (last["action"], last["actor"]) == ("rollback", "server")
+    assert last["reason"].startswith("guardrail rude: arm calm is worse")
+    assert complete(server, user="user-1").json()["steering"] == {"status": "not_requested"}
+
+
+def test_experiments_over_grpc_are_the_same(server: Server, lab: Callable[..., Lab]) -> None:
+    of = lab(CONTROL, {"key": "calm", "steering": CALM})
+    with grpc.insecure_channel(server.grpc) as channel:
+        inference: Any = InferenceServiceStub(channel)
+        experiments: Any = ExperimentServiceStub(channel)
+        ask = inference_pb2.GenerateRequest(model=MODEL, text=PROMPT)
+        ask.sampling.max_tokens = 2
+        reply = inference.Generate(ask, metadata=(("x-trimtab-user", of.user("calm")),))
+        assert (reply.steering.experiment.key, reply.steering.experiment.arm) == (of.key, "calm")
+        watch = experiments.WatchExperiment(experiment_service_pb2.WatchExperimentRequest(key=of.key))
+        assert next(watch).experiment.state == experiment_service_pb2.EXPERIMENT_STATE_RUNNING
+        experiments.KillExperiment(experiment_service_pb2.ChangeExperimentRequest(key=of.key, reason="over"))
+        assert next(watch).experiment.state == experiment_service_pb2.EXPERIMENT_STATE_STOPPED
+        watch.cancel()

@@ -53,14 +53,20 @@ class Replica:
         return self.ask("POST", "/v1/completions", ask if steering is None else {**ask, "steering": steering}, key)
 
     @contextmanager
-    def stream(self, steering: Any, n_tokens: int = 900) -> Iterator[Callable[[], Any]]:
+    def stream(self, steering: Any, n_tokens: int = 900, **fields: Any) -> Iterator[Callable[[], Any]]:
         """A reply that is being read; the call gives its last event, and when that came."""
-        ask = {"model": MODEL, "prompt": "The sea is", "max_tokens": n_tokens, "ignore_eos": True, "stream": True}
+        ask = {
+            "model": MODEL,
+            "prompt": "The sea is",
+            "max_tokens": n_tokens,
+            "ignore_eos": True,
+            "stream": True,
+            **fields,
+        }
+        document = ask if steering is None else {**ask, "steering": steering}
         headers = {"authorization": f"Bearer {OPERATOR}"}
         with (
-            httpx.stream(
-                "POST", f"{self.url}/v1/completions", json={**ask, "steering": steering}, headers=headers, timeout=60
-            ) as response,
+            httpx.stream("POST", f"{self.url}/v1/completions", json=document, headers=headers, timeout=60) as response,
             ThreadPoolExecutor(1) as pool,
         ):
             lines = response.iter_lines()
@@ -192,6 +198,43 @@ def _seconds(text: str) -> float:
     from datetime import datetime
 
     return datetime.fromisoformat(text).timestamp()
+
+
+def test_replicas_assign_alike_and_a_kill_at_one_ends_replies_of_the_other_within_a_second(
+    fleet: list[Replica], calm: str, record_property: Callable[[str, Any], None]
+) -> None:
+    definition = {
+        "key": "two-replicas",
+        "hypothesis": "They agree.",
+        "unit": "user",
+        "arms": [{"key": "control", "weight": 0.5}, {"key": "calm", "weight": 0.5, "steering": {"bundle": calm}}],
+        "primary": {"key": "harm", "outcome": "harm"},
+        "minimum_effect": 0.1,
+    }
+    url = "/admin/v1/experiments"
+    assert fleet[0].ask("POST", url, {"definition": definition, "reason": "new"}).status_code == 201
+    assert fleet[0].ask("POST", f"{url}/two-replicas/start", {"reason": "go"}).status_code == 200
+    until(lambda: "experiment" in fleet[1].generate(user="user-0").json()["steering"])
+    arms = [
+        [replica.generate(user=f"user-{i}", max_tokens=1).json()["steering"]["experiment"]["arm"] for i in range(20)]
+        for replica in fleet
+    ]
+    assert arms[0] == arms[1]
+    treated = f"user-{arms[0].index('calm')}"
+    with fleet[1].stream(None, user=treated) as rest:
+        start = time.monotonic()
+        assert fleet[0].ask("POST", f"{url}/two-replicas/kill", {"reason": "rude"}).status_code == 200
+        last, ended = rest()
+    assert last["error"]["code"] == "steering_killed"
+    record_property("experiment_kill_seconds", ended - start)
+    assert ended - start < WITHIN
+
+    def written() -> int:
+        health = [replica.ask("GET", f"{url}/two-replicas/health").json() for replica in fleet]
+        assert [one["exposures"]["dropped"] for one in health] == [0, 0]
+        return min(int(one["exposures"]["written"]) for one in health)
+
+    until(lambda: written() == 42)
 
 
 def test_a_key_does_what_its_policy_says_and_no_more(fleet: list[Replica], calm: str) -> None:
