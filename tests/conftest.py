@@ -122,6 +122,7 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
         "--allow-bundle-upload",
     ]
     flags = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"]
+    flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIMTAB_") or k == "TRIMTAB_CACHE"}
     environment["TRIMTAB_DATABASE"] = f"sqlite:///{folder / 'trimtab.db'}"
     grader = folder / "the.toml"

@@ -86,6 +86,28 @@ def test_structured_output_keeps_its_schema_under_steering(client: openai.OpenAI
     assert reply.steering["status"] == "applied"
 
 
+@pytest.mark.parametrize(
+    "choice", [{"type": "function", "function": {"name": "weather"}}, "required"], ids=["named", "required"]
+)
+def test_a_strict_tool_is_called_with_arguments_of_its_schema_under_steering(
+    client: openai.OpenAI, choice: Any
+) -> None:
+    """Without `strict` vLLM's parser lets the arguments be any JSON, as OpenAI's API does."""
+    reply: Any = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "What is the weather in Rome?"}],
+        tools=[{"type": "function", "function": WEATHER | {"strict": True}}],
+        tool_choice=choice,
+        max_tokens=160,
+        temperature=0,
+        extra_body={"steering": STEERING},
+    )
+    assert reply.steering["status"] == "applied"
+    (call,) = reply.choices[0].message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Bern", "Rome")
+
+
 def test_log_probabilities_are_those_of_the_steered_model(client: openai.OpenAI) -> None:
     ask: dict[str, Any] = {"model": MODEL, "prompt": "The sea is", "max_tokens": 3, "temperature": 0, "logprobs": 2}
     plain = client.completions.create(**ask).choices[0].logprobs
