@@ -93,10 +93,11 @@ def test_a_strict_tool_is_called_with_arguments_of_its_schema_under_steering(
     client: openai.OpenAI, choice: Any
 ) -> None:
     """Without `strict` vLLM's parser lets the arguments be any JSON, as OpenAI's API does."""
+    strict: Any = {"type": "function", "function": WEATHER | {"strict": True}}
     reply: Any = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "What is the weather in Rome?"}],
-        tools=[{"type": "function", "function": WEATHER | {"strict": True}}],
+        tools=[strict],
         tool_choice=choice,
         max_tokens=160,
         temperature=0,
