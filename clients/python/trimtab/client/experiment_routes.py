@@ -1,4 +1,7 @@
-"""`client.experiments` and `client.outcomes`."""
+"""`client.experiments` and `client.outcomes`.
+
+Written by `make client` from `aio_experiments`; do not edit.
+"""
 
 from __future__ import annotations
 
@@ -127,11 +130,11 @@ class ExperimentRoutes:
 
     def holdout(self) -> float:
         """The share of all units that no experiment takes in."""
-        return float(self._wire.call(ask.holdout())["share"])
+        return float((self._wire.call(ask.holdout()))["share"])
 
     def hold_out(self, share: float, *, reason: str) -> float:
         """Another share."""
-        return float(self._wire.call(ask.holdout(share, reason))["share"])
+        return float((self._wire.call(ask.holdout(share, reason)))["share"])
 
     def _change(self, key: str, action: str, reason: str, revision: int | None, **values: Any) -> Experiment:
         return read_experiment(self._wire.call(ask.change(key, action, reason, revision, **values)))
@@ -140,7 +143,8 @@ class ExperimentRoutes:
         after: str | None = ""
         while after is not None:
             text, headers = self._wire.text(ask.page(key, part, after))
-            yield from map(json.loads, text.splitlines())
+            for line in text.splitlines():
+                yield json.loads(line)
             after = headers.get(ask.NEXT_PAGE)
 
 
