@@ -27,6 +27,7 @@ from tests.bench.conditions import (
     plan,
     prompts,
 )
+from tests.processes import descendants, name
 from trimtab.attribution.embedded import model_path
 from trimtab.server.engine import proof
 from trimtab.server.engine.proof import KEY
@@ -118,7 +119,7 @@ def start(name: str) -> Iterator[Engine]:
     try:
         yield engine
     finally:
-        family = _descendants(process.pid or 0)
+        family = descendants(process.pid or 0)
         ours.close()
         process.join(60)
         if process.is_alive():
@@ -270,9 +271,9 @@ class _Clocks:
     """Wall time, and the CPU time of the model's process and of all of this engine's."""
 
     def __init__(self) -> None:
-        self._pids = (os.getpid(), *_descendants(os.getpid()))
-        workers = [pid for pid in self._pids if _title(pid).startswith("VLLM::Worker")]
-        self._workers = workers or [pid for pid in self._pids if _title(pid).startswith("VLLM::")] or [os.getpid()]
+        self._pids = (os.getpid(), *descendants(os.getpid()))
+        workers = [pid for pid in self._pids if name(pid).startswith("VLLM::Worker")]
+        self._workers = workers or [pid for pid in self._pids if name(pid).startswith("VLLM::")] or [os.getpid()]
         self._before = self._read()
         self.start = time.perf_counter()
 
@@ -288,7 +289,7 @@ class _Clocks:
 
 def cpu_seconds(pid: int) -> float:
     """CPU seconds that a process and all below it have used so far."""
-    return sum(_cpu(each) for each in (pid, *_descendants(pid)))
+    return sum(_cpu(each) for each in (pid, *descendants(pid)))
 
 
 def _cpu(pid: int) -> float:
@@ -299,18 +300,3 @@ def _cpu(pid: int) -> float:
         except OSError:
             continue  # a thread that has just ended
     return total / 1e9
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
-    except OSError:
-        return ""
-
-
-def _descendants(pid: int) -> list[int]:
-    found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            found += [int(child), *_descendants(int(child))]
-    return found

@@ -15,8 +15,8 @@ import pytest
 
 from tests.conftest import Server
 from tests.e2e.test_generation import metric, wait_for
-from tests.e2e.test_operations import ME, MODEL, WITHIN, Stream, comm
-from tests.processes import descendants
+from tests.e2e.test_operations import ME, MODEL, Stream, comm
+from tests.processes import WITHIN, descendants
 from trimtab.server.database.database import Database
 from trimtab.server.experiments.assignment import assign
 from trimtab.server.experiments.store import Experiments

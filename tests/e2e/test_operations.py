@@ -18,7 +18,7 @@ import pytest
 from tests.bundles import random_bundle
 from tests.conftest import Server
 from tests.e2e.test_generation import metric, wait_for
-from tests.processes import descendants
+from tests.processes import WITHIN, descendants
 from trimtab.attribution.bundle import ModelIdentity
 from trimtab.server.database.audit import verify
 from trimtab.server.database.database import Database
@@ -28,9 +28,6 @@ from trimtab.server.registry.store import Registry
 
 MODEL = "smollm2-135m-instruct"
 ME = "cli:test"
-WITHIN = 10.0 if "PYTEST_XDIST_WORKER" in os.environ else 1.0
-"""Seconds within which every replica goes by a change: one, where this server has the machine to itself; `make test` runs another
-engine on the same cores, which may hold up each step, and there the test is of what happens and not of when."""
 LONG = {"model": MODEL, "prompt": "The sea is", "max_tokens": 200, "ignore_eos": True, "stream": True}
 
 
