@@ -126,3 +126,7 @@ OUTCOMES: list[dict[str, Any]] = [
     {"subject": f"{0:032x}", "response_id": f"{0:032x}", "unit": "ab", "arm": "calm", "name": "harm", "event": "",
      "value": 1.0, "at": AT, "received_at": AT}
 ]  # fmt: skip
+TEXTS: list[dict[str, Any]] = [
+    {"response_id": f"{0:032x}", "experiment": "calm-replies", "arm": "calm", "at": AT, "until": AT,
+     "prompt": "Wer bist du?\nSag es, \"Freund\".", "reply": "Ich weiß es nicht.", "cut": False}
+]  # fmt: skip

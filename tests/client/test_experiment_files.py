@@ -3,7 +3,7 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +14,7 @@ from trimtab.client import experiment_views as views
 from trimtab.client.definition_file import read_definition
 from trimtab.client.experiment_report import document, page
 from trimtab.client.experiments import read_experiment, read_health, read_looks, read_results
-from trimtab.client.export import write
+from trimtab.client.export import What, write
 
 EXPERIMENT, HEALTH = read_experiment(documents.EXPERIMENT), read_health(documents.HEALTH)
 RESULTS, LOOKS = read_results(documents.RESULTS), read_looks(documents.LOOKS)
@@ -57,9 +57,12 @@ def test_a_file_that_is_no_definition_is_one_sentence(tmp_path: Path, name: str,
         read_definition(tmp_path / name)
 
 
-@pytest.mark.parametrize(("what", "rows"), [("exposures", documents.EXPOSURES), ("outcomes", documents.OUTCOMES)])
+@pytest.mark.parametrize(
+    ("what", "rows"),
+    [("exposures", documents.EXPOSURES), ("outcomes", documents.OUTCOMES), ("texts", documents.TEXTS)],
+)
 def test_rows_are_exported_as_csv_json_lines_and_parquet(
-    tmp_path: Path, what: Literal["exposures", "outcomes"], rows: list[dict[str, Any]]
+    tmp_path: Path, what: What, rows: list[dict[str, Any]]
 ) -> None:
     for suffix in ("csv", "jsonl", "parquet"):
         assert write(tmp_path / f"rows.{suffix}", what, rows) == len(rows)
@@ -69,8 +72,9 @@ def test_rows_are_exported_as_csv_json_lines_and_parquet(
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table.column_names == list(rows[0])
     assert table["at"].to_pylist()[0].isoformat() == "2026-11-25T12:00:00+00:00"
-    assert table.drop(["at", *(["received_at"] if what == "outcomes" else [])]).to_pylist() == [
-        {name: value for name, value in row.items() if not name.endswith("at")} for row in rows
+    times = [name for name in rows[0] if name in ("at", "received_at", "until")]
+    assert table.drop(times).to_pylist() == [
+        {name: value for name, value in row.items() if name not in times} for row in rows
     ]
 
 

@@ -55,6 +55,8 @@ class Scripted:
             rows = documents.EXPOSURES if query["after"] == "" else documents.EXPOSURES[:1]
             more = {"x-next-after": rows[-1]["response_id"]} if query["after"] == "" else {}
             return httpx2.Response(200, text="".join(json.dumps(row) + "\n" for row in rows), headers=more)
+        if path.endswith("/texts"):
+            return httpx2.Response(200, text="".join(json.dumps(row) + "\n" for row in documents.TEXTS))
         if request.method == "POST" and path.startswith("/admin"):
             return httpx2.Response(200, json=documents.EXPERIMENT)
         return httpx2.Response(200, json=ANSWERS.get(path, documents.EXPERIMENT))
@@ -108,6 +110,12 @@ def test_exposures_are_read_page_by_page(server: Scripted) -> None:
         rows = list(client.experiments.exposures("calm-replies"))
     assert rows == [*documents.EXPOSURES, documents.EXPOSURES[0]]
     assert [asked[2]["after"] for asked in server.asked] == ["", f"{2:032x}"]
+
+
+def test_sampled_texts_are_read_in_smaller_pages(server: Scripted) -> None:
+    with server.client() as client:
+        assert list(client.experiments.texts("calm-replies")) == documents.TEXTS
+    assert server.asked == [("GET", f"{ROOT}/texts", {"after": "", "limit": "1000"})]
 
 
 def test_an_outcome_is_told_of_a_reply_of_its_id_and_of_a_unit(server: Scripted) -> None:

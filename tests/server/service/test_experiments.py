@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from tests.server.experiments.examples import running, written
+from tests.server.service.fakes import WORDS
 from tests.server.service.test_grading import Rude
 from tests.server.service.test_replica import CALM, Service
 from trimtab.server.database.database import Database
 from trimtab.server.experiments.assignment import assign
 from trimtab.server.experiments.measurements import ArmCounts
+from trimtab.server.service.grading import is_sampled
 
 URL = "/admin/v1/experiments"
 KEY = "calm-replies"
@@ -385,6 +387,47 @@ async def test_a_reply_is_graded_after_it_was_sent(service: Service, stream: boo
     assert service.replica.graders.flush(10)
     (line,) = await _exported(service, "outcomes")
     assert (line["name"], line["event"], line["value"], line["arm"]) == ("harm", "grader:rude", 0.0, "calm")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_share_of_the_texts_is_kept_and_reading_them_is_audited(service: Service, stream: bool) -> None:
+    await begin(service, text={"share": 1, "days": 30})
+    await service.ask(user=UNITS["calm"][0], stream=stream, prompt="Who are you?")
+    await service.ask(user="", stream=stream, prompt="Nobody asks.")
+    (line,) = await _exported(service, "texts")
+    said = ("" if stream else " ").join(WORDS)
+    assert (line["arm"], line["prompt"], line["reply"], line["cut"]) == ("calm", "Who are you?", said, False)
+    assert [line["response_id"]] == [exposure["response_id"] for exposure in await _exported(service, "exposures")]
+    audited = (await get(service, "/admin/v1/audit"))["data"][-1]
+    assert (audited["action"], audited["subject"], audited["detail"]["count"]) == ("experiment.texts", KEY, 1)
+    await move(service, "stop")
+    await move(service, "archive")
+    assert await _exported(service, "texts") == []
+
+
+async def test_without_the_field_no_text_is_written_anywhere(service: Service, tmp_path: Path) -> None:
+    """Prompts, replies and raw units are in no file of the database, whatever else an experiment writes."""
+    said = "a question of my own"
+    await begin(service, grading=[{"grader": "rude", "outcome": "harm"}])
+    for arm in ("control", "calm"):
+        assert (await service.ask(user=UNITS[arm][0], prompt=said)).status_code == 200
+    assert service.replica.graders.flush(10)
+    assert len(await _exported(service, "exposures")) == 2
+    assert await _exported(service, "texts") == []
+    written_down = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert KEY.encode() in written_down
+    for text in (said, "".join(WORDS), " ".join(WORDS)):
+        assert text.encode() not in written_down
+
+
+async def test_a_share_is_the_same_replies_on_every_replica(service: Service) -> None:
+    await begin(service, text={"share": 0.3, "days": 30})
+    for _ in range(40):
+        await service.ask(user=UNITS["calm"][0])
+    ids = {line["response_id"] for line in await _exported(service, "exposures")}
+    assert {line["response_id"] for line in await _exported(service, "texts")} == {
+        i for i in ids if is_sampled(i, 0.3)
+    }
 
 
 async def test_a_grader_that_the_server_does_not_have_is_said_at_the_start(service: Service) -> None:

@@ -12,8 +12,9 @@ __all__ = ["NEXT_PAGE", "Ask", "change", "create", "edit", "find", "holdout", "o
 
 _ROOT = "/admin/v1/experiments"
 NEXT_PAGE = "x-next-after"
-"""The header of a page of exposures or outcomes that says where the next begins."""
+"""The header of a page of rows that says where the next begins."""
 PAGE = 10_000
+TEXTS_PAGE = 1_000
 
 
 class Ask(NamedTuple):
@@ -56,8 +57,8 @@ def holdout(share: float | None = None, reason: str = "") -> Ask:
 
 
 def page(key: str, part: str, after: str) -> Ask:
-    """A page of exposures or outcomes."""
-    return find(key, part, after=after, limit=PAGE)
+    """A page of exposures, outcomes or texts."""
+    return find(key, part, after=after, limit=TEXTS_PAGE if part == "texts" else PAGE)
 
 
 def record(outcomes: list[Outcome]) -> Ask:

@@ -244,17 +244,18 @@ def report(
 @experiment.command()
 def export(
     key: Which,
-    what: Annotated[Literal["exposures", "outcomes"], typer.Argument(help="Which rows.")],
+    what: Annotated[Literal["exposures", "outcomes", "texts"], typer.Argument(help="Which rows.")],
     out: Annotated[Path, typer.Option(help="A .csv, .jsonl or .parquet file; the last needs trimtab[reports].")],
     server: Server = LOCAL,
     api_key: Key = None,
 ) -> None:
-    """Write every exposure or outcome to a file. Units are keyed hashes."""
+    """Write every exposure, outcome or sampled text to a file. Units are keyed hashes; the audit log tells who read texts."""
     from trimtab.client.export import write
 
     with failures(), Trimtab(server, api_key=api_key) as client:
         routes = client.experiments
-        n = write(out, what, routes.exposures(key) if what == "exposures" else routes.outcomes(key))
+        rows = {"exposures": routes.exposures, "outcomes": routes.outcomes, "texts": routes.texts}[what]
+        n = write(out, what, rows(key))
     Console(soft_wrap=True, highlight=False).print(f"{n:,} {what} in {out}", markup=False)
 
 

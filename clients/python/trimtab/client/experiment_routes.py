@@ -128,6 +128,10 @@ class ExperimentRoutes:
         """Every outcome of its replies and units, page by page."""
         return self._rows(key, "outcomes")
 
+    def texts(self, key: str) -> Iterator[dict[str, Any]]:
+        """Every prompt and reply that was sampled and is still kept; needs scope `admin`, and the audit log tells who read them."""
+        return self._rows(key, "texts")
+
     def holdout(self) -> float:
         """The share of all units that no experiment takes in."""
         return float((self._wire.call(ask.holdout()))["share"])

@@ -1,4 +1,4 @@
-"""Exposures and outcomes in a file: CSV, JSON lines, or Parquet (`pip install 'trimtab[reports]'`)."""
+"""Exposures, outcomes and sampled texts in a file: CSV, JSON lines, or Parquet (`pip install 'trimtab[reports]'`)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["COLUMNS", "write"]
+__all__ = ["COLUMNS", "What", "write"]
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "exposures": ("response_id", "experiment", "arm", "unit", "revision", "at", "forced", "triggered", "status"),
     "outcomes": ("subject", "response_id", "unit", "arm", "name", "event", "value", "at", "received_at"),
+    "texts": ("response_id", "experiment", "arm", "at", "until", "prompt", "reply", "cut"),
 }
+What = Literal["exposures", "outcomes", "texts"]
 _BATCH = 10_000
 
 
-def write(path: Path, what: Literal["exposures", "outcomes"], rows: Iterable[Mapping[str, Any]]) -> int:
+def write(path: Path, what: What, rows: Iterable[Mapping[str, Any]]) -> int:
     """How many rows were written; nothing is left in the place of the file if they could not be read to the end.
 
     Raises:
@@ -63,8 +65,8 @@ def _parquet(path: Path, columns: tuple[str, ...], rows: Iterator[Mapping[str, A
     import pyarrow.parquet as pq
 
     at = pa.timestamp("us", tz="UTC")
-    kinds = {"revision": pa.int64(), "value": pa.float64(), "forced": pa.bool_(), "triggered": pa.bool_()}
-    kinds |= {"at": at, "received_at": at}
+    kinds = {"revision": pa.int64(), "value": pa.float64()}
+    kinds |= dict.fromkeys(("forced", "triggered", "cut"), pa.bool_()) | dict.fromkeys(("at", "received_at", "until"), at)
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
     n = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as out:

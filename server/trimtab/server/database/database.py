@@ -237,6 +237,8 @@ def _on_sqlite_connect(connection: Any, _: Any) -> None:
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")
+    # What is deleted is written over with zeros: sampled texts are kept for so many days, and no longer.
+    connection.execute("PRAGMA secure_delete = ON")
 
 
 def _on_sqlite_begin(connection: Connection) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "holdout",
     "metadata",
     "outcome",
+    "sampled_text",
     "secret_check",
     "steering_default",
     "switch",
@@ -191,6 +192,21 @@ outcome = Table(
     Column("value", Double, nullable=False),
     Column("at", String(32), nullable=False),
     Column("received_at", String(32), nullable=False),
+)
+
+sampled_text = Table(
+    "sampled_text",
+    metadata,
+    Column("response_id", String(64), primary_key=True),
+    Column("experiment", String(63), nullable=False),
+    Column("arm", String(63), nullable=False),
+    Column("at", String(32), nullable=False),
+    Column("until", String(32), nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("reply", Text, nullable=False),
+    Column("cut", Boolean, nullable=False),
+    Index("ix_sampled_text_experiment_response_id", "experiment", "response_id"),
+    Index("ix_sampled_text_until", "until"),
 )
 
 experiment_tally = Table(

@@ -25,6 +25,7 @@ __all__ = [
     "Metric",
     "RampStep",
     "StopRule",
+    "TextSampling",
     "Unit",
     "parse_experiment",
 ]
@@ -114,6 +115,15 @@ class Grading(_Part):
     """`verdict`: 1 where the behaviour shows, 0 where it does not; unclear ones are left out. `score`: the grader's number."""
 
 
+class TextSampling(_Part):
+    """Prompts and replies that are kept for people to read. Of an experiment without it no text is stored anywhere."""
+
+    share: Annotated[float, Field(allow_inf_nan=False, gt=0, le=1)]
+    """Of the replies, drawn by their ids."""
+    days: Annotated[float, Field(allow_inf_nan=False, gt=0, le=365)]
+    """How long each of them is kept."""
+
+
 class StopRule(_Part):
     """When the experiment is over; units are those of all arms. Results are valid at every look, so it may also be stopped at any
     time, and the server says that it is over and leaves stopping it to you."""
@@ -182,6 +192,8 @@ class Experiment(_Part):
     secondary: Annotated[tuple[Metric, ...], Field(max_length=32)] = ()
     guardrails: Annotated[tuple[Guardrail, ...], Field(max_length=32)] = ()
     grading: Annotated[tuple[Grading, ...], Field(max_length=8)] = ()
+    text: TextSampling | None = None
+    """Which prompts and replies are kept, and for how long; none, unless this is given."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     stop: StopRule = StopRule()
     ramp: tuple[RampStep, ...] = (RampStep(coverage=1.0),)

@@ -1,4 +1,4 @@
-"""Looks after experiments that run: rolls them back when they harm, takes the next step of their ramp, forgets what is too old.
+"""Looks after experiments that run: rolls them back when they harm, takes the next step of their ramp; forgets what is too old.
 
 Every replica has one. None of them leads: a change names the revision that it was decided on, so of two that decide alike one is
 told that it is late, and the clock of any of them may be wrong without more than a hold that is kept too long.
@@ -18,6 +18,7 @@ from trimtab.server.experiments.measurements import Measurements
 from trimtab.server.experiments.outcomes import Outcomes
 from trimtab.server.experiments.safety import Advice, advise
 from trimtab.server.experiments.store import Experiments
+from trimtab.server.experiments.texts import Texts
 
 __all__ = ["ACTOR", "Keeper"]
 
@@ -37,6 +38,7 @@ class Keeper:
         experiments: Experiments,
         measurements: Measurements,
         outcomes: Outcomes,
+        texts: Texts,
         *,
         every_seconds: float,
         clock: Callable[[], datetime] = utc_now,
@@ -44,9 +46,10 @@ class Keeper:
         self._experiments = experiments
         self._measurements = measurements
         self._outcomes = outcomes
+        self._texts = texts
         self._every_seconds = every_seconds
         self._clock = clock
-        self._forgotten = time.monotonic()
+        self._forgets_at = time.monotonic()
 
     def look(self) -> float:
         """Seconds until it should look again."""
@@ -57,9 +60,11 @@ class Keeper:
                     self._look_at(record)
                 except TrimtabError as e:
                     log.error("experiment %s cannot be looked at: %s", record.definition.key, e.message)
-        if time.monotonic() - self._forgotten > FORGET_SECONDS:
-            self._outcomes.forget_pending()
-            self._forgotten = time.monotonic()
+        if time.monotonic() >= self._forgets_at:
+            now = self._clock()
+            self._outcomes.forget_pending(now=now)
+            self._texts.forget(now=now)
+            self._forgets_at = time.monotonic() + FORGET_SECONDS
         return max(self._every_seconds, (time.monotonic() - start) / SHARE)
 
     def _look_at(self, record: Record) -> None:

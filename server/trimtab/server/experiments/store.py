@@ -16,6 +16,7 @@ from trimtab.server.experiments import lifecycle
 from trimtab.server.experiments.definition import Experiment, parse_experiment
 from trimtab.server.experiments.errors import UnknownExperiment
 from trimtab.server.experiments.lifecycle import Action, Entry, Record, State, draft
+from trimtab.server.experiments.texts import delete_texts
 
 __all__ = ["Experiments", "holdout_of", "records_of"]
 
@@ -77,6 +78,8 @@ class Experiments:
                 detail = {"plans": dict(record.plans)}
             elif action == "approve":
                 detail = {"step": record.approved}
+            elif action == "archive" and record.definition.text is not None:
+                detail = {"texts_deleted": delete_texts(change.connection, key)}
             _recorded(change, entry, detail)
         return record
 

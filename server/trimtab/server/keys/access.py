@@ -78,6 +78,7 @@ ROUTES: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", "/admin/v1/experiments/{key}/looks"): _WATCH,
     ("GET", "/admin/v1/experiments/{key}/exposures"): _WATCH,
     ("GET", "/admin/v1/experiments/{key}/outcomes"): _WATCH,
+    ("GET", "/admin/v1/experiments/{key}/texts"): _ADMIN,
     ("GET", "/admin/v1/holdout"): _WATCH,
     ("PUT", "/admin/v1/holdout"): _ADMIN,
     ("POST", "/v1/outcomes"): _TELL,

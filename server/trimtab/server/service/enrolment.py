@@ -23,11 +23,12 @@ from prometheus_client import Counter
 from trimtab.server.database.database import text_of, utc_now
 from trimtab.server.errors import InvalidRequest, InvalidSteering, Revoked, Unavailable, UnknownBundle, Violation
 from trimtab.server.experiments.assignment import Assignment, Decide, assign
-from trimtab.server.experiments.definition import Arm, Experiment, Grading
+from trimtab.server.experiments.definition import Arm, Experiment, Grading, TextSampling
 from trimtab.server.experiments.errors import InvalidExperiment
 from trimtab.server.experiments.exposures import Exposure, Exposures, Status
 from trimtab.server.experiments.lifecycle import Record
 from trimtab.server.experiments.outcomes import unit_digest
+from trimtab.server.experiments.texts import sampled
 from trimtab.server.experiments.units import PREFIX, attributes, forced_arm
 from trimtab.server.keys.key import Caller
 from trimtab.server.plan import compile_plan
@@ -57,6 +58,13 @@ class Enrolment:
     """The caller is not to know."""
     grading: tuple[Grading, ...]
     """Those that its reply was sampled for."""
+    text: TextSampling | None
+    """How its text is kept, if it was sampled for that."""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether anybody reads its reply: a grader, or whoever reads sampled texts."""
+        return bool(self.grading) or self.text is not None
 
     @property
     def alters(self) -> str | None:
@@ -148,8 +156,10 @@ class Enroller:
         """It was not served, for what the caller wrote: nothing was, or would have been, altered."""
         self._count(enrolment.rule.experiment, "refused")
 
-    def expose(self, enrolment: Enrolment, status: Status, *, n_fired: int) -> None:
-        """It was served, or failed; `n_fired` tokens opened a gate."""
+    def expose(
+        self, enrolment: Enrolment, status: Status, *, n_fired: int, text: tuple[str, str] | None = None
+    ) -> None:
+        """It was served, or failed; `n_fired` tokens opened a gate. `text`: the prompt and the whole reply, if it is read."""
         key, arm = enrolment.rule.experiment, enrolment.rule.arm.key
         exposure = Exposure(
             response_id=enrolment.request_id,
@@ -163,7 +173,12 @@ class Enroller:
             status=status,
         )
         self._metrics.experiment_requests.labels(key, arm, status).inc()
-        if not self._exposures.put(exposure):
+        kept = None
+        if text is not None and enrolment.text is not None:
+            prompt, reply = text
+            of = {"response_id": exposure.response_id, "experiment": key, "arm": arm, "at": exposure.at}
+            kept = sampled(enrolment.text, **of, prompt=prompt, reply=reply)
+        if not self._exposures.put(exposure, kept):
             self._metrics.exposures_dropped.labels(key).inc()
 
     def grade(self, enrolment: Enrolment, prompt: str, completion: str) -> None:
@@ -175,6 +190,7 @@ class Enroller:
         self, record: Record, assignment: Assignment, arm: Arm, caller: Caller, request_id: str
     ) -> Enrolment:
         definition = record.definition
+        text = definition.text
         return Enrolment(
             rule=ArmRule.of(definition, arm, record.plans),
             assignment=assignment,
@@ -190,6 +206,7 @@ class Enroller:
             )
             if assignment.analysed
             else (),
+            text=text if text is not None and assignment.analysed and is_sampled(request_id, text.share) else None,
         )
 
     def _barred(

@@ -5,6 +5,7 @@ GET, PUT    /admin/v1/experiments/{key}              PUT edits a draft
 POST        …/start  …/ramp  …/approve  …/pause  …/resume  …/stop  …/kill  …/archive
 GET         …/health  …/results  …/looks?count=N
 GET         …/exposures?after=ID&limit=N  …/outcomes?after=SUBJECT&limit=N       NDJSON, in pages
+GET         …/texts?after=ID&limit=N                                             likewise; audited
 GET, PUT    /admin/v1/holdout
 POST        /v1/outcomes
 
@@ -35,6 +36,7 @@ __all__ = ["add_experiment_routes", "health", "results", "started"]
 
 _NDJSON = "application/x-ndjson"
 _PAGE = 10_000
+_TEXTS = 1_000
 _LOOKS = 30
 _PATH = "/admin/v1/experiments"
 
@@ -160,18 +162,21 @@ def _add_reading(app: FastAPI, replica: Replica) -> None:
 
     def exports(rows: Callable[..., list[dict[str, Any]]], cursor: str) -> Callable[[Request], Any]:
         async def export(request: Request) -> Response:
-            key, after = request.path_params["key"], request.query_params.get("after", "")
-            if len(after) > 64 or "\0" in after:
-                raise InvalidRequest([Violation("after", "is the `x-next-after` of the page before")])
+            key, after = request.path_params["key"], _after(request)
             limit = max(1, number(request, "limit", _PAGE, _PAGE))
             await asyncio.to_thread(experiments.find, key)
-            found = await asyncio.to_thread(rows, key, after=after, limit=limit)
-            subjects = {row[cursor] for row in found}
-            headers = {"x-next-after": found[-1][cursor]} if len(subjects) >= limit else {}
-            lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in found)
-            return Response(lines, media_type=_NDJSON, headers=headers)
+            return _page(await asyncio.to_thread(rows, key, after=after, limit=limit), cursor, limit)
 
         return export
+
+    async def show_texts(request: Request) -> Response:
+        key, after = request.path_params["key"], _after(request)
+        limit = max(1, number(request, "limit", _TEXTS, _TEXTS))
+        await asyncio.to_thread(experiments.find, key)
+        options = {"after": after, "limit": limit, "actor": actor(request)}
+        page = _page(await replica.change(replica.texts.read, key, **options), "response_id", limit)
+        page.headers["cache-control"] = "no-store"
+        return page
 
     app.add_route(_PATH, list_all, methods=["GET"])
     app.add_route(f"{_PATH}/{{key}}", show, methods=["GET"])
@@ -180,6 +185,22 @@ def _add_reading(app: FastAPI, replica: Replica) -> None:
     app.add_route(f"{_PATH}/{{key}}/looks", show_looks, methods=["GET"])
     app.add_route(f"{_PATH}/{{key}}/exposures", exports(measurements.exposures, "response_id"), methods=["GET"])
     app.add_route(f"{_PATH}/{{key}}/outcomes", exports(measurements.outcomes, "subject"), methods=["GET"])
+    app.add_route(f"{_PATH}/{{key}}/texts", show_texts, methods=["GET"])
+
+
+def _after(request: Request) -> str:
+    """Where a page begins."""
+    after = request.query_params.get("after", "")
+    if len(after) > 64 or "\0" in after:
+        raise InvalidRequest([Violation("after", "is the `x-next-after` of the page before")])
+    return after
+
+
+def _page(rows: list[dict[str, Any]], cursor: str, limit: int) -> Response:
+    """Rows as NDJSON, with where the next page begins; a row's `cursor` may be that of several."""
+    headers = {"x-next-after": rows[-1][cursor]} if len({row[cursor] for row in rows}) >= limit else {}
+    lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    return Response(lines, media_type=_NDJSON, headers=headers)
 
 
 async def started(replica: Replica, key: str, **options: Any) -> Record:

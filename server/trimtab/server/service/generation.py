@@ -83,7 +83,7 @@ class _Ending:
 
     status: str = "abandoned"
     said: list[str] = field(default_factory=list)
-    """What was answered, where a grader waits for it."""
+    """What was answered, where it is read."""
     n_fired: int = 0
     """Tokens on which a gate was open."""
     mismatched: bool = False
@@ -106,12 +106,12 @@ class Asked(NamedTuple):
     enrolment: Enrolment | None = None
     """Its part in an experiment."""
     prompt: str = ""
-    """What was asked, where a grader waits for the reply."""
+    """What was asked, where the reply is read."""
 
     @property
-    def is_graded(self) -> bool:
-        """Whether one does."""
-        return self.enrolment is not None and bool(self.enrolment.grading)
+    def is_read(self) -> bool:
+        """Whether its experiment reads the reply: to grade it, or to keep it."""
+        return self.enrolment is not None and self.enrolment.is_read
 
 
 class Whole(NamedTuple):
@@ -200,7 +200,7 @@ class Generation:
                 ask = parsed(route.model, {**admission.body, "request_id": route.id_prefix + request_id})
         self.metrics.admission_seconds.observe(time.perf_counter() - start)
         asked = Asked(route, ask, admission.steered, admission.killed, flight, ending, enrolment)
-        return asked._replace(prompt=prompt_of(document)) if asked.is_graded else asked
+        return asked._replace(prompt=prompt_of(document)) if asked.is_read else asked
 
     def _enrolled(self, document: Mapping[str, Any], request_id: str) -> Enrolment | None:
         if self.experiments is None:
@@ -310,7 +310,7 @@ class Generation:
         document = result.model_dump(mode="json", by_alias=True)
         document.pop("kv_transfer_params", None)
         document["steering"] = close()
-        if asked.is_graded:
+        if asked.is_read:
             asked.ending.said.append(reply_of(document))
         return Whole(document)
 
@@ -369,7 +369,7 @@ class Generation:
                 async for event in events:
                     if event.problem is not None and ending.status == "abandoned":
                         ending.status = "failed"
-                    if asked.is_graded and event.document is not None:
+                    if asked.is_read and event.document is not None:
                         ending.said.append(piece_of(event.document))
                     yield event
         finally:
@@ -389,9 +389,11 @@ class Generation:
             status = "not_applied"
         elif ending.failed_open is not None:
             status = "failed_open"
-        self.experiments.expose(enrolment, status, n_fired=ending.n_fired)
-        if asked.is_graded and status in ("applied", "failed_open"):
-            self.experiments.grade(enrolment, asked.prompt, "".join(ending.said))
+        is_whole = status in ("applied", "failed_open")
+        text = (asked.prompt, "".join(ending.said)) if asked.is_read and is_whole else None
+        self.experiments.expose(enrolment, status, n_fired=ending.n_fired, text=text)
+        if text is not None and enrolment.grading:
+            self.experiments.grade(enrolment, *text)
 
 
 def _unsteered(asked: Asked) -> dict[str, Any]:

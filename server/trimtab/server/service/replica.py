@@ -20,6 +20,7 @@ from trimtab.server.experiments.keeper import Keeper
 from trimtab.server.experiments.measurements import Measurements
 from trimtab.server.experiments.outcomes import Outcomes
 from trimtab.server.experiments.store import Experiments
+from trimtab.server.experiments.texts import Texts
 from trimtab.server.fleet.defaults import DefaultSteering
 from trimtab.server.fleet.follower import Follower
 from trimtab.server.fleet.snapshot import Snapshot
@@ -75,10 +76,13 @@ class Replica:
         self.experiments = Experiments(database)
         self.measurements = Measurements(database)
         self.outcomes = Outcomes(database)
+        self.texts = Texts(database)
         self.exposures = Exposures(database)
         self.assigner = assigner
         self.graders = Graders(graders or {}, self.outcomes, self.exposures)
-        self._keeper = Keeper(self.experiments, self.measurements, self.outcomes, every_seconds=experiment_seconds)
+        self._keeper = Keeper(
+            self.experiments, self.measurements, self.outcomes, self.texts, every_seconds=experiment_seconds
+        )
         self.digest = secret.digest
         self.guard = Guard(secret, operator_key=operator_key)
         self.limits = Limits(max_requests)

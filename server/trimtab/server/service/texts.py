@@ -1,4 +1,4 @@
-"""The texts of a request and of its reply, as a grader reads them, out of OpenAI's JSON. Pure."""
+"""The texts of a request and of its reply, as graders and samples of text have them, out of OpenAI's JSON. Pure."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -70,7 +70,7 @@ _OF_EXPERIMENT = {
     f"{method} {_EXPERIMENT}{verb}#key": "key"
     for method, verbs in (
         ("POST", ("/start", "/ramp", "/approve", "/pause", "/resume", "/stop", "/kill", "/archive")),
-        ("GET", ("", "/health", "/results", "/looks", "/exposures", "/outcomes")),
+        ("GET", ("", "/health", "/results", "/looks", "/exposures", "/outcomes", "/texts")),
     )
     for verb in verbs
 }
@@ -234,10 +234,10 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             refuses=(400, 404),
             parameters=(
                 Parameter("after", "query", {"type": "string", "maxLength": 64}, "`X-Next-After` of the page before."),
-                Parameter("limit", "query", {"type": "integer", "minimum": 0, "maximum": 10_000}, "At most so many."),
+                Parameter("limit", "query", {"type": "integer", "minimum": 0, "maximum": most}, "At most so many."),
             ),
         )
-        for what in ("exposures", "outcomes")
+        for what, most in (("exposures", 10_000), ("outcomes", 10_000), ("texts", 1_000))
     },
     ("GET", "/admin/v1/holdout"): Operation("The share of units that no experiment has.", _answer("Holdout")),
     ("PUT", "/admin/v1/holdout"): Operation(
