@@ -1,5 +1,7 @@
 """The server looks by itself, and acts once, whoever else looks."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -8,10 +10,13 @@ import pytest
 from tests.server.experiments.examples import HOUR, NOON, written
 from trimtab.server.database.database import Database, text_of
 from trimtab.server.experiments.definition import TextSampling
+from trimtab.server.experiments.documents import results_of
 from trimtab.server.experiments.exposures import Exposure, Exposures, Status
 from trimtab.server.experiments.keeper import ACTOR, Keeper
+from trimtab.server.experiments.lifecycle import Record
 from trimtab.server.experiments.measurements import Measurements
 from trimtab.server.experiments.outcomes import Outcome, Outcomes
+from trimtab.server.experiments.safety import Advice
 from trimtab.server.experiments.store import Experiments
 from trimtab.server.experiments.texts import Texts, sampled
 
@@ -24,7 +29,7 @@ ARMS = [{"key": "control", "weight": 0.5}, {"key": "calm", "weight": 0.5, "syste
 class House:
     """Two keepers over one database, and a clock."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **changes: Any) -> None:
         self.now = NOON
         self.database = Database(url, clock=lambda: self.now)
         self.database.migrate()
@@ -34,7 +39,7 @@ class House:
         self.texts = Texts(self.database)
         self.keepers = [self.keeper(), self.keeper()]
         rails = [{"metric": RUDE, "margin": 0.1}]
-        definition = written(arms=ARMS, ramp=RAMP, guardrails=rails)
+        definition = written(**({"arms": ARMS, "ramp": RAMP, "guardrails": rails} | changes))
         self.experiments.create(definition, actor="ann", reason="new")
         self.experiments.change(KEY, "start", actor="ann", reason="go")
 
@@ -99,6 +104,46 @@ def test_a_breached_guardrail_rolls_back_once(house: House) -> None:
     assert [entry["action"] for entry in trail] == ["create", "start", "rollback"]
     assert trail[-1]["reason"].startswith("guardrail rude: arm calm is worse by 0.5")
     assert house.database.entries()[-1].action == "experiment.rollback"
+
+
+def test_an_automatic_stop_rule_is_acted_on_once_over_replicas_that_look_at_once(database_url: str) -> None:
+    """Every keeper has read the experiment as it ran, and decides to stop it; one of them does, and nobody else's change is undone."""
+    house = House(database_url, stop={"max_days": 1, "automatic": True}, ramp=[{"coverage": 1.0}])
+    house.expose(5)
+    assert house.look().state == "running"
+    house.now += timedelta(days=1)
+    looks = threading.Barrier(4)
+
+    def look() -> None:
+        keeper = house.keeper()
+        follow = keeper._follow
+
+        def together(record: Record, advice: Advice) -> None:
+            looks.wait(20)
+            follow(record, advice)
+
+        keeper._follow = together  # type: ignore[method-assign]
+        assert keeper.look() >= 5
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(look) for _ in range(4)]:
+            done.result()
+    record = house.look()
+    assert (record.state, record.coverage, record.ends_running) == ("stopped", 0.0, False)
+    trail = house.experiments.history(KEY)
+    assert [entry["action"] for entry in trail] == ["create", "start", "stop"]
+    assert (trail[-1]["actor"], trail[-1]["reason"]) == (ACTOR, "the stop rule: max_days (1) are over")
+    assert [entry.action for entry in house.database.entries()].count("experiment.stop") == 1
+    house.database.close()
+
+
+def test_a_stop_rule_that_is_not_automatic_is_told_and_left_to_people(database_url: str) -> None:
+    house = House(database_url, stop={"max_units": 10}, ramp=[{"coverage": 1.0}])
+    house.expose(50)
+    record = house.look()
+    found = results_of(record, house.measurements.read(record), house.now)
+    assert (record.state, found.over) == ("running", "max_units")
+    house.database.close()
 
 
 def test_replies_that_were_not_steered_as_asked_roll_back(house: House) -> None:

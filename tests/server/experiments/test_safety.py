@@ -117,6 +117,26 @@ def test_a_step_waits_for_its_hold_its_units_its_approval_and_for_health() -> No
     assert waits(change(record, "ramp", actor="a", reason="r", at=NOON, coverage=0.2)[0]) is None
 
 
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ("conclusive", "the stop rule: conclusive; calm is better, prompt has no effect of the minimum size"),
+        ("max_units", "the stop rule: 1,000 units were exposed, max_units is 900"),
+        ("max_days", "the stop rule: max_days (30) are over"),
+    ],
+)
+def test_an_automatic_stop_rule_stops_with_its_reason_and_any_other_only_tells(over: Any, said: str) -> None:
+    rule = {"max_units": 900, "max_days": 30}
+    found = replace(RESULTS, over=over, verdicts={"calm": "better", "prompt": "no_effect"})
+    paused, _ = change(running(stop=rule | {"automatic": True}), "pause", actor="a", reason="r", at=NOON)
+    for record in (running(stop=rule | {"automatic": True}), paused):
+        advice = advise(record, found, arms(applied=1000), {}, NOON + 3 * HOUR)
+        assert (advice.action, advice.reason) == ("stop", said)
+        assert advise(record, replace(found, over=None), arms(applied=1000), {}, NOON).action is None
+        assert advise(record, found, arms(not_applied=1), {}, NOON).action == "rollback"
+    assert advise(running(stop=rule), found, arms(applied=1000), {}, NOON + 3 * HOUR).action == "advance"
+
+
 def test_a_step_that_waits_for_nothing_is_taken() -> None:
     advice = advise(running(), RESULTS, arms(applied=1000), {}, NOON + 3 * HOUR)
     assert (advice.action, advice.reason) == ("advance", "the ramp schedule: coverage 0.1 → 0.5")

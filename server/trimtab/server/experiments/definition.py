@@ -126,7 +126,7 @@ class TextSampling(_Part):
 
 class StopRule(_Part):
     """When the experiment is over; units are those of all arms. Results are valid at every look, so it may also be stopped at any
-    time, and the server says that it is over and leaves stopping it to you."""
+    time."""
 
     when: Literal["conclusive", "horizon"] = "conclusive"
     """`conclusive`: once the primary metric's sequence excludes 0 or any effect of the minimum size. `horizon`: not before
@@ -134,6 +134,8 @@ class StopRule(_Part):
     min_units: Annotated[int, Field(ge=0)] = 0
     max_units: Annotated[int, Field(gt=0)] | None = None
     max_days: Positive | None = None
+    automatic: bool = False
+    """The server stops it then, by itself; otherwise it says that it is over, and leaves stopping it to you."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

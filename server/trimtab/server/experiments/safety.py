@@ -1,7 +1,9 @@
-"""What the server does with an experiment by itself: roll it back, ramp it up, or neither, and why. Pure.
+"""What the server does with an experiment by itself: roll it back, stop it, ramp it up, or nothing, and why. Pure.
 
 Rolled back, at any look: the engine applied something else than what was asked for, even once; an arm's share of failed requests
 is credibly above `max_error_rate`; a guardrail is breached; the units are not split as they should be.
+
+Stopped: what its stop rule says has come, and the rule is `automatic`.
 
 Ramped up: the next step of the schedule, once its hold is over, its units have been exposed, somebody has approved it where that
 is asked for, and nothing is wrong. A clock that steps back makes a hold longer, never shorter.
@@ -44,7 +46,7 @@ class Next(NamedTuple):
 class Advice:
     """What to do now."""
 
-    action: Literal["rollback", "advance"] | None
+    action: Literal["rollback", "stop", "advance"] | None
     reason: str
 
 
@@ -56,6 +58,8 @@ def advise(
         return Advice(None, "")
     if why := _harm(record, results, arms):
         return Advice("rollback", "; ".join(why))
+    if record.definition.stop.automatic and results.over is not None:
+        return Advice("stop", f"the stop rule: {_over(record, results)}")
     step = next_step(record, results, tallies, now)
     if step is not None and not step.waits_for:
         return Advice("advance", f"the ramp schedule: coverage {record.coverage:g} → {step.coverage:g}")
@@ -103,6 +107,20 @@ def error_e_value(failed: int, n: int, rate: float) -> float:
     with np.errstate(divide="ignore"):
         log_mean = betaln(failed + 1, n - failed + 1) + np.log(inside) - np.log1p(-rate)
     return float(np.exp(np.minimum(log_mean - failed * np.log(rate) - (n - failed) * np.log1p(-rate), 700.0)))
+
+
+def _over(record: Record, results: Results) -> str:
+    """What of the stop rule is met, in words."""
+    stop = record.definition.stop
+    match results.over:
+        case "conclusive":
+            words = {"better": "is better", "worse": "is worse", "no_effect": "has no effect of the minimum size"}
+            found = [f"{arm} {words[verdict]}" for arm, verdict in results.verdicts.items() if verdict in words]
+            return f"conclusive; {', '.join(found)}"
+        case "max_units":
+            return f"{sum(results.n_units):,} units were exposed, max_units is {stop.max_units:,}"
+        case _:
+            return f"max_days ({stop.max_days:g}) are over"
 
 
 def _harm(record: Record, results: Results, arms: Sequence[ArmCounts]) -> list[str]:
