@@ -76,11 +76,13 @@ def test_an_experiment_is_created_and_moved_with_a_reason(server: Scripted) -> N
         client.experiments.start("calm-replies", reason="go", revision=1)
         client.experiments.ramp("calm-replies", 0.5, reason="more")
         client.experiments.kill("calm-replies", reason="harm")
+        client.experiments.purge("calm-replies", reason="a year is over")
     assert server.asked == [
         ("POST", "/admin/v1/experiments", {"definition": DEFINITION, "reason": "new"}),
         ("POST", f"{ROOT}/start", {"reason": "go", "revision": 1}),
         ("POST", f"{ROOT}/ramp", {"reason": "more", "coverage": 0.5}),
         ("POST", f"{ROOT}/kill", {"reason": "harm"}),
+        ("POST", f"{ROOT}/purge", {"reason": "a year is over"}),
     ]
     assert (made.key, made.state, made.plans["calm"]) == ("calm-replies", "running", "sha256:00")
     assert made.started_at == datetime(2026, 11, 25, 12, tzinfo=UTC)

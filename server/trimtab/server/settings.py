@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     experiment_seconds: Annotated[float, Field(ge=0.1)] = Field(
         5.0, description="How often experiments that run are looked at: rolled back, or ramped up."
     )
+    purge_after_days: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="What archived experiments measured is deleted after so many days; never, unless this is given.",
+    )
     max_requests: Annotated[int, Field(ge=1)] = Field(
         256, description="Generation requests at a time, waiting ones included; more are a 503."
     )

@@ -12,12 +12,13 @@ from trimtab.server.database.database import Database, text_of
 from trimtab.server.experiments.definition import TextSampling
 from trimtab.server.experiments.documents import results_of
 from trimtab.server.experiments.exposures import Exposure, Exposures, Status
-from trimtab.server.experiments.keeper import ACTOR, Keeper
+from trimtab.server.experiments.keeper import Keeper
 from trimtab.server.experiments.lifecycle import Record
 from trimtab.server.experiments.measurements import Measurements
 from trimtab.server.experiments.outcomes import Outcome, Outcomes
+from trimtab.server.experiments.retention import Retention
 from trimtab.server.experiments.safety import Advice
-from trimtab.server.experiments.store import Experiments
+from trimtab.server.experiments.store import ACTOR, Experiments
 from trimtab.server.experiments.texts import Texts, sampled
 
 KEY = "calm-replies"
@@ -36,7 +37,7 @@ class House:
         self.experiments = Experiments(self.database)
         self.measurements = Measurements(self.database)
         self.outcomes = Outcomes(self.database)
-        self.texts = Texts(self.database)
+        self.retention = Retention(self.database, self.experiments, self.outcomes, Texts(self.database))
         self.keepers = [self.keeper(), self.keeper()]
         rails = [{"metric": RUDE, "margin": 0.1}]
         definition = written(**({"arms": ARMS, "ramp": RAMP, "guardrails": rails} | changes))
@@ -44,9 +45,7 @@ class House:
         self.experiments.change(KEY, "start", actor="ann", reason="go")
 
     def keeper(self) -> Keeper:
-        return Keeper(
-            self.experiments, self.measurements, self.outcomes, self.texts, every_seconds=5, clock=lambda: self.now
-        )
+        return Keeper(self.experiments, self.measurements, self.retention, every_seconds=5, clock=lambda: self.now)
 
     def look(self) -> Any:
         for keeper in self.keepers:

@@ -40,6 +40,7 @@ def test_every_pair_of_state_and_action_is_either_in_the_table_or_refused() -> N
     states["paused"], _ = change(states["running"], "pause", actor="a", reason="r", at=NOON)
     states["stopped"], _ = change(states["running"], "stop", actor="a", reason="r", at=NOON)
     states["archived"], _ = change(states["stopped"], "archive", actor="a", reason="r", at=NOON)
+    states["purged"], _ = change(states["archived"], "purge", actor="a", reason="r", at=NOON)
     allowed = set()
     for state, record in states.items():
         for action in get_args(Action):
@@ -61,6 +62,7 @@ def test_every_pair_of_state_and_action_is_either_in_the_table_or_refused() -> N
         *[("running", a) for a in ("ramp", "advance", "approve", "pause", "stop", "kill", "rollback")],
         *[("paused", a) for a in ("ramp", "approve", "resume", "stop", "kill", "rollback")],
         ("stopped", "archive"),
+        ("archived", "purge"),
     }
 
 

@@ -73,6 +73,23 @@ async def test_an_experiment_lives_from_draft_to_archive_over_http(service: Serv
     assert {entry["actor"] for entry in shown["history"]} == {"anonymous"}
 
 
+async def test_what_was_purged_is_gone_and_every_route_that_would_show_it_says_so(service: Service) -> None:
+    await begin(service)
+    await service.ask(user=UNITS["calm"][0])
+    assert len(await _exported(service, "exposures")) == 1
+    await move(service, "purge", 409)
+    for action, state in (("stop", "stopped"), ("archive", "archived"), ("purge", "purged")):
+        assert (await move(service, action))["state"] == state
+    for what in ("health", "results", "looks", "exposures", "outcomes", "texts"):
+        reply = await service.http.get(f"{URL}/{KEY}/{what}")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (409, "experiment_state")
+        assert "was purged on" in reply.json()["error"]["message"]
+    assert service.replica.measurements.exposures(KEY, after="", limit=9) == []
+    assert (await get(service, f"{URL}/{KEY}"))["history"][-1]["action"] == "purge"
+    assert [one["key"] for one in (await get(service, f"{URL}?state=purged"))["data"]] == [KEY]
+    await post(service, URL, {"definition": written(arms=ARMS), "reason": "again"}, 409)
+
+
 async def test_an_arm_names_a_version_whose_meaning_cannot_change(service: Service) -> None:
     arms = [ARMS[0], {**ARMS[1], "steering": {"bundle": "calm"}}]
     await create(service, arms=arms)

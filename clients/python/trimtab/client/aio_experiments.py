@@ -107,6 +107,10 @@ class AsyncExperimentRoutes:
         """It is put away; it can still be read."""
         return await self._change(key, "archive", reason, revision)
 
+    async def purge(self, key: str, *, reason: str, revision: int | None = None) -> Experiment:
+        """What it measured is deleted, for good, once it is archived; its definition and history stay. Take its report before."""
+        return await self._change(key, "purge", reason, revision)
+
     async def health(self, key: str) -> ExperimentHealth:
         """Whether what is measured can be trusted, and what happens next."""
         return read_health(await self._wire.call(ask.find(key, "health")))

@@ -54,7 +54,7 @@ def create(
 
 @experiment.command("list")
 def list_all(
-    state: Annotated[str | None, typer.Option(help="draft, running, paused, stopped or archived.")] = None,
+    state: Annotated[str | None, typer.Option(help="draft, running, paused, stopped, archived or purged.")] = None,
     server: Server = LOCAL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -180,6 +180,20 @@ def archive(
 
 
 @experiment.command()
+def purge(
+    key: Which,
+    reason: Why,
+    revision: Revision = None,
+    server: Server = LOCAL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete what an archived experiment measured, for good; `report` and `export` it before."""
+    with failures(), Trimtab(server, api_key=api_key) as client:
+        _done(client.experiments.purge(key, reason=reason, revision=revision), as_json)
+
+
+@experiment.command()
 def health(key: Which, server: Server = LOCAL, api_key: Key = None, as_json: AsJson = False) -> None:
     """Whether what is measured can be trusted. Exits with 1 if not."""
     with failures(), Trimtab(server, api_key=api_key) as client:
@@ -216,7 +230,7 @@ def watch(
     """Results and health live, until the experiment is over or ^C. With --json, one object a look."""
     live = None if as_json else Live(console=Console(highlight=False), auto_refresh=False)
     with failures(), Trimtab(server, api_key=api_key) as client, live or nullcontext(), suppress(KeyboardInterrupt):
-        while _look(client, key, live) not in ("stopped", "archived"):
+        while _look(client, key, live) not in ("stopped", "archived", "purged"):
             time.sleep(every)
 
 

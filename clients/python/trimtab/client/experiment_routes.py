@@ -108,6 +108,10 @@ class ExperimentRoutes:
         """It is put away; it can still be read."""
         return self._change(key, "archive", reason, revision)
 
+    def purge(self, key: str, *, reason: str, revision: int | None = None) -> Experiment:
+        """What it measured is deleted, for good, once it is archived; its definition and history stay. Take its report before."""
+        return self._change(key, "purge", reason, revision)
+
     def health(self, key: str) -> ExperimentHealth:
         """Whether what is measured can be trusted, and what happens next."""
         return read_health(self._wire.call(ask.find(key, "health")))

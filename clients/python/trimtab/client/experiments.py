@@ -53,7 +53,7 @@ class Experiment:
 
     key: str
     state: str
-    """`draft`, `running`, `paused`, `stopped` or `archived`."""
+    """`draft`, `running`, `paused`, `stopped`, `archived` or `purged`."""
     coverage: float
     """The share of the units that take part; 0 … 1."""
     revision: int
@@ -74,7 +74,7 @@ class Experiment:
     @property
     def is_over(self) -> bool:
         """Whether it will never enrol again."""
-        return self.state in ("stopped", "archived")
+        return self.state in ("stopped", "archived", "purged")
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,12 @@ from trimtab.server.experiments.documents import results_of
 from trimtab.server.experiments.errors import ExperimentState, StaleRevision
 from trimtab.server.experiments.lifecycle import Record
 from trimtab.server.experiments.measurements import Measurements
-from trimtab.server.experiments.outcomes import Outcomes
+from trimtab.server.experiments.retention import Retention
 from trimtab.server.experiments.safety import Advice, advise
-from trimtab.server.experiments.store import Experiments
-from trimtab.server.experiments.texts import Texts
+from trimtab.server.experiments.store import ACTOR, Experiments
 
-__all__ = ["ACTOR", "Keeper"]
+__all__ = ["Keeper"]
 
-ACTOR = "server"
 MAX_REASON = 1000
 FORGET_SECONDS = 3600.0
 SHARE = 0.05
@@ -37,16 +35,14 @@ class Keeper:
         self,
         experiments: Experiments,
         measurements: Measurements,
-        outcomes: Outcomes,
-        texts: Texts,
+        retention: Retention,
         *,
         every_seconds: float,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._experiments = experiments
         self._measurements = measurements
-        self._outcomes = outcomes
-        self._texts = texts
+        self._retention = retention
         self._every_seconds = every_seconds
         self._clock = clock
         self._forgets_at = time.monotonic()
@@ -61,9 +57,7 @@ class Keeper:
                 except TrimtabError as e:
                     log.error("experiment %s cannot be looked at: %s", record.definition.key, e.message)
         if time.monotonic() >= self._forgets_at:
-            now = self._clock()
-            self._outcomes.forget_pending(now=now)
-            self._texts.forget(now=now)
+            self._retention.forget(self._clock())
             self._forgets_at = time.monotonic() + FORGET_SECONDS
         return max(self._every_seconds, (time.monotonic() - start) / SHARE)
 

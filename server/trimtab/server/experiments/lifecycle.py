@@ -1,5 +1,7 @@
 """The life of an experiment, draft → running ⇄ paused → stopped → archived, as pure functions; every change leaves an entry.
 
+An archived experiment may be purged: what it measured is deleted, and its definition and trail stay (`retention`).
+
     action    from             to         may change
     edit      draft            draft      the definition
     start     draft            running    coverage := the first step of the ramp
@@ -12,6 +14,7 @@
     kill      running, paused  stopped    likewise, and requests that run end with an error
     rollback  running, paused  stopped    likewise, by the server itself; requests that run finish
     archive   draft, stopped   archived
+    purge     archived         purged
 
 A ramp by hand leaves the schedule; from then on every ramp is by hand.
 
@@ -28,9 +31,9 @@ from trimtab.server.experiments.errors import ExperimentState, StaleRevision
 
 __all__ = ["Action", "Entry", "Record", "State", "change", "draft"]
 
-State = Literal["draft", "running", "paused", "stopped", "archived"]
+State = Literal["draft", "running", "paused", "stopped", "archived", "purged"]
 Action = Literal[
-    "edit", "start", "ramp", "advance", "approve", "pause", "resume", "stop", "kill", "rollback", "archive"
+    "edit", "start", "ramp", "advance", "approve", "pause", "resume", "stop", "kill", "rollback", "archive", "purge"
 ]
 
 _MOVES: dict[Action, dict[State, State]] = {
@@ -45,6 +48,7 @@ _MOVES: dict[Action, dict[State, State]] = {
     "kill": {"running": "stopped", "paused": "stopped"},
     "rollback": {"running": "stopped", "paused": "stopped"},
     "archive": {"draft": "archived", "stopped": "archived"},
+    "purge": {"archived": "purged"},
 }
 
 

@@ -10,15 +10,19 @@ from sqlalchemy.engine import Connection, RowMapping
 from trimtab.server.database.database import Change, Database, text_of
 from trimtab.server.database.schema import experiment as table
 from trimtab.server.database.schema import experiment_entry as entries
+from trimtab.server.database.schema import exposure
 from trimtab.server.database.schema import holdout as holdouts
 from trimtab.server.errors import Conflict, InvalidRequest, Violation
 from trimtab.server.experiments import lifecycle
 from trimtab.server.experiments.definition import Experiment, parse_experiment
-from trimtab.server.experiments.errors import UnknownExperiment
+from trimtab.server.experiments.errors import ExperimentState, UnknownExperiment
 from trimtab.server.experiments.lifecycle import Action, Entry, Record, State, draft
 from trimtab.server.experiments.texts import delete_texts
 
-__all__ = ["Experiments", "holdout_of", "records_of"]
+__all__ = ["ACTOR", "Experiments", "holdout_of", "records_of"]
+
+ACTOR = "server"
+"""Who makes the changes that the server makes by itself."""
 
 MAX_REASON = 1000
 _HOLDOUT = "global"
@@ -80,6 +84,9 @@ class Experiments:
                 detail = {"step": record.approved}
             elif action == "archive" and record.definition.text is not None:
                 detail = {"texts_deleted": delete_texts(change.connection, key)}
+            elif action == "purge":
+                count = sa.select(sa.func.count()).where(exposure.c.experiment == key)
+                detail = {"exposures": change.connection.execute(count).scalar_one()}
             _recorded(change, entry, detail)
         return record
 
@@ -96,6 +103,21 @@ class Experiments:
         """
         with self._database.read() as connection:
             return _found(connection, key)
+
+    def measured(self, key: str) -> Record:
+        """One of them, of which what it measured is there.
+
+        Raises:
+            UnknownExperiment: there is none of that key.
+            ExperimentState: it was purged.
+        """
+        record = self.find(key)
+        if record.state == "purged":
+            raise ExperimentState(
+                f"experiment {key!r} was purged on {text_of(record.changed_at)}: what it measured was deleted; its definition and "
+                f"history are at /admin/v1/experiments/{key}"
+            )
+        return record
 
     def history(self, key: str) -> tuple[dict[str, Any], ...]:
         """Every change of it, oldest first."""

@@ -3,7 +3,7 @@
     sampled ──► the queue of exposures ──► table `sampled_text` ──► read, each page audited ──► deleted after its days
 
 A text is deleted `days` after its request, or with the archiving of its experiment. From then on nobody is shown it; its row goes
-at the next look of any replica that forgets (`keeper`), once an hour. SQLite writes zeros over what is deleted; backups are
+at the next look of any replica that forgets (`retention`), once an hour. SQLite writes zeros over what is deleted; backups are
 whoever made them's to delete.
 """
 
@@ -69,9 +69,9 @@ class Texts:
         return rows
 
     def forget(self, *, now: datetime | None = None) -> int:
-        """How many were past their days, or of an experiment that is archived, and are gone."""
-        archived = sa.select(experiment.c.key).where(experiment.c.state == "archived")
-        over = sa.or_(sampled_text.c.until <= text_of(now or utc_now()), sampled_text.c.experiment.in_(archived))
+        """How many were past their days, or of an experiment that was put away, and are gone."""
+        away = sa.select(experiment.c.key).where(experiment.c.state.in_(("archived", "purged")))
+        over = sa.or_(sampled_text.c.until <= text_of(now or utc_now()), sampled_text.c.experiment.in_(away))
         with self._database.append() as connection:
             return connection.execute(sampled_text.delete().where(over)).rowcount
 

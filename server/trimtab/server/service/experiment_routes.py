@@ -2,7 +2,7 @@
 
 GET, POST   /admin/v1/experiments
 GET, PUT    /admin/v1/experiments/{key}              PUT edits a draft
-POST        …/start  …/ramp  …/approve  …/pause  …/resume  …/stop  …/kill  …/archive
+POST        …/start  …/ramp  …/approve  …/pause  …/resume  …/stop  …/kill  …/archive  …/purge
 GET         …/health  …/results  …/looks?count=N
 GET         …/exposures?after=ID&limit=N  …/outcomes?after=SUBJECT&limit=N       NDJSON, in pages
 GET         …/texts?after=ID&limit=N                                             likewise; audited
@@ -32,7 +32,7 @@ from trimtab.server.service.document import Body, Reason, parsed
 from trimtab.server.service.enrolment import plans_of
 from trimtab.server.service.replica import Replica
 
-__all__ = ["add_experiment_routes", "health", "results", "started"]
+__all__ = ["add_experiment_routes", "health", "purged", "results", "started"]
 
 _NDJSON = "application/x-ndjson"
 _PAGE = 10_000
@@ -96,6 +96,11 @@ def add_experiment_routes(app: FastAPI, replica: Replica) -> None:
         options = {"actor": actor(request), "reason": asked.reason, "revision": asked.revision}
         return JSONResponse(documents.experiment(await started(replica, request.path_params["key"], **options)))
 
+    async def purge(request: Request) -> Response:
+        asked = await parsed(request, Move)
+        options = {"actor": actor(request), "reason": asked.reason, "revision": asked.revision}
+        return JSONResponse(documents.experiment(await purged(replica, request.path_params["key"], **options)))
+
     def moves(action: Action) -> Callable[[Request], Any]:
         async def move(request: Request) -> Response:
             asked = await parsed(request, Ramp if action == "ramp" else Move)
@@ -110,6 +115,7 @@ def add_experiment_routes(app: FastAPI, replica: Replica) -> None:
     app.add_route(_PATH, create, methods=["POST"])
     app.add_route(f"{_PATH}/{{key}}", edit, methods=["PUT"])
     app.add_route(f"{_PATH}/{{key}}/start", start, methods=["POST"])
+    app.add_route(f"{_PATH}/{{key}}/purge", purge, methods=["POST"])
     actions: tuple[Action, ...] = ("ramp", "approve", "pause", "resume", "stop", "kill", "archive")
     for action in actions:
         app.add_route(f"{_PATH}/{{key}}/{action}", moves(action), methods=["POST"])
@@ -164,7 +170,7 @@ def _add_reading(app: FastAPI, replica: Replica) -> None:
         async def export(request: Request) -> Response:
             key, after = request.path_params["key"], _after(request)
             limit = max(1, number(request, "limit", _PAGE, _PAGE))
-            await asyncio.to_thread(experiments.find, key)
+            await asyncio.to_thread(experiments.measured, key)
             return _page(await asyncio.to_thread(rows, key, after=after, limit=limit), cursor, limit)
 
         return export
@@ -172,7 +178,7 @@ def _add_reading(app: FastAPI, replica: Replica) -> None:
     async def show_texts(request: Request) -> Response:
         key, after = request.path_params["key"], _after(request)
         limit = max(1, number(request, "limit", _TEXTS, _TEXTS))
-        await asyncio.to_thread(experiments.find, key)
+        await asyncio.to_thread(experiments.measured, key)
         options = {"after": after, "limit": limit, "actor": actor(request)}
         page = _page(await replica.change(replica.texts.read, key, **options), "response_id", limit)
         page.headers["cache-control"] = "no-store"
@@ -214,9 +220,20 @@ async def started(replica: Replica, key: str, **options: Any) -> Record:
     return await replica.change(replica.experiments.change, key, "start", plans=plans, **options)
 
 
+async def purged(replica: Replica, key: str, **options: Any) -> Record:
+    """The experiment, purged; its measurements are deleted when this returns.
+
+    Raises:
+        ExperimentState: it is not archived.
+    """
+    record = await replica.change(replica.experiments.change, key, "purge", **options)
+    await asyncio.to_thread(replica.retention.sweep)
+    return record
+
+
 def health(replica: Replica, key: str, now: datetime) -> dict[str, Any]:
     """The health of an experiment; blocks."""
-    record = replica.experiments.find(key)
+    record = replica.experiments.measured(key)
     measured = replica.measurements.read(record)
     found = documents.results_of(record, measured, now)
     exposures = replica.exposures
@@ -225,13 +242,13 @@ def health(replica: Replica, key: str, now: datetime) -> dict[str, Any]:
 
 def results(replica: Replica, key: str, now: datetime) -> dict[str, Any]:
     """The results of an experiment; blocks."""
-    record = replica.experiments.find(key)
+    record = replica.experiments.measured(key)
     measured = replica.measurements.read(record)
     return documents.results(record, documents.results_of(record, measured, now), measured)
 
 
 def _looks(replica: Replica, key: str, count: int) -> dict[str, Any]:
     """The primary metric as units came in; blocks."""
-    record = replica.experiments.find(key)
+    record = replica.experiments.measured(key)
     measured = replica.measurements.read(record)
     return documents.looks(record, looks(record.definition, measured.units, measured.enrolled_at, count))

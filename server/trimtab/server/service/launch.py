@@ -134,6 +134,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
             poll_seconds=settings.poll_seconds,
             stale_after_seconds=settings.stale_after_seconds,
             experiment_seconds=settings.experiment_seconds,
+            purge_after_days=settings.purge_after_days,
             graders=ready.graders,
             assigner=ready.assigner,
         )

@@ -19,6 +19,7 @@ from trimtab.server.experiments.feature_flags import Assigner
 from trimtab.server.experiments.keeper import Keeper
 from trimtab.server.experiments.measurements import Measurements
 from trimtab.server.experiments.outcomes import Outcomes
+from trimtab.server.experiments.retention import Retention
 from trimtab.server.experiments.store import Experiments
 from trimtab.server.experiments.texts import Texts
 from trimtab.server.fleet.defaults import DefaultSteering
@@ -64,6 +65,7 @@ class Replica:
         poll_seconds: float = 0.2,
         stale_after_seconds: float = 10.0,
         experiment_seconds: float = 5.0,
+        purge_after_days: float | None = None,
         graders: Mapping[str, Grader] | None = None,
         assigner: Assigner | None = None,
     ) -> None:
@@ -80,8 +82,11 @@ class Replica:
         self.exposures = Exposures(database)
         self.assigner = assigner
         self.graders = Graders(graders or {}, self.outcomes, self.exposures)
+        self.retention = Retention(
+            database, self.experiments, self.outcomes, self.texts, purge_after_days=purge_after_days
+        )
         self._keeper = Keeper(
-            self.experiments, self.measurements, self.outcomes, self.texts, every_seconds=experiment_seconds
+            self.experiments, self.measurements, self.retention, every_seconds=experiment_seconds
         )
         self.digest = secret.digest
         self.guard = Guard(secret, operator_key=operator_key)

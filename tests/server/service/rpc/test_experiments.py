@@ -72,9 +72,9 @@ async def test_an_experiment_lives_over_grpc(called: Called) -> None:
     assert started.started_at.seconds > 0
     ramped = await called.experiments.RampExperiment(v1.RampExperimentRequest(key=KEY, coverage=0.5, reason="ramp"))
     assert (ramped.coverage, ramped.HasField("step")) == (0.5, False)
-    states = [(await called.change(name)).state for name in ("Pause", "Resume", "Stop", "Archive")]
-    assert states == [3, 2, 4, 5]
-    listed = await called.experiments.ListExperiments(v1.ListExperimentsRequest(state=v1.EXPERIMENT_STATE_ARCHIVED))
+    states = [(await called.change(name)).state for name in ("Pause", "Resume", "Stop", "Archive", "Purge")]
+    assert states == [3, 2, 4, 5, 6]
+    listed = await called.experiments.ListExperiments(v1.ListExperimentsRequest(state=v1.EXPERIMENT_STATE_PURGED))
     assert [one.key for one in listed.experiments] == [KEY]
     assert not (
         await called.experiments.ListExperiments(v1.ListExperimentsRequest(state=v1.EXPERIMENT_STATE_RUNNING))

@@ -69,7 +69,7 @@ _EXPERIMENT = "/admin/v1/experiments/{key}"
 _OF_EXPERIMENT = {
     f"{method} {_EXPERIMENT}{verb}#key": "key"
     for method, verbs in (
-        ("POST", ("/start", "/ramp", "/approve", "/pause", "/resume", "/stop", "/kill", "/archive")),
+        ("POST", ("/start", "/ramp", "/approve", "/pause", "/resume", "/stop", "/kill", "/archive", "/purge")),
         ("GET", ("", "/health", "/results", "/looks", "/exposures", "/outcomes", "/texts")),
     )
     for verb in verbs
@@ -215,23 +215,24 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             ("approve", "The next step of the ramp may be taken."), ("pause", "Nobody is assigned for now."),
             ("resume", "Units are assigned again."), ("stop", "It is over; what it found stays."),
             ("kill", "It is over at once, for requests that run too."), ("archive", "It is put away."),
+            ("purge", "What it measured is deleted, for good; its definition and history stay."),
         )
     },
     ("GET", f"{_EXPERIMENT}/health"): Operation(
-        "Whether what is measured can be trusted.", _answer("ExperimentHealth"), refuses=(404,)
+        "Whether what is measured can be trusted.", _answer("ExperimentHealth"), refuses=(404, 409)
     ),
     ("GET", f"{_EXPERIMENT}/looks"): Operation(
         "How what can be said narrowed down while it ran.",
         _answer("Looks"),
-        refuses=(400, 404),
+        refuses=(400, 404, 409),
         parameters=(Parameter("count", "query", {"type": "integer", "minimum": 0, "maximum": MAX_LOOKS}, "How many looks."),),
     ),
-    ("GET", f"{_EXPERIMENT}/results"): Operation("What can be said now.", _answer("ExperimentResults"), refuses=(404,)),
+    ("GET", f"{_EXPERIMENT}/results"): Operation("What can be said now.", _answer("ExperimentResults"), refuses=(404, 409)),
     **{
         ("GET", f"{_EXPERIMENT}/{what}"): Operation(
             f"Its {what}, one JSON object a line, in pages.",
             {200: {_NDJSON: ""}},
-            refuses=(400, 404),
+            refuses=(400, 404, 409),
             parameters=(
                 Parameter("after", "query", {"type": "string", "maxLength": 64}, "`X-Next-After` of the page before."),
                 Parameter("limit", "query", {"type": "integer", "minimum": 0, "maximum": most}, "At most so many."),

@@ -13,7 +13,7 @@ from trimtab.server.experiments import documents
 from trimtab.server.experiments.lifecycle import Action
 from trimtab.server.experiments.outcomes import parse_outcomes
 from trimtab.server.service import current
-from trimtab.server.service.experiment_routes import health, results, started
+from trimtab.server.service.experiment_routes import health, purged, results, started
 from trimtab.server.service.replica import Replica
 from trimtab.server.service.rpc.calls import Calls
 from trimtab.server.service.rpc.requests import numbers
@@ -96,6 +96,12 @@ class ExperimentCalls(ExperimentServiceServicer):  # type: ignore[misc] # genera
     async def ArchiveExperiment(self, request: v1.ChangeExperimentRequest, context: Any) -> v1.Experiment:
         """Put away."""
         return await self._moved(request, context, "archive")
+
+    async def PurgeExperiment(self, request: v1.ChangeExperimentRequest, context: Any) -> v1.Experiment:
+        """Without what it measured."""
+        async with self._calls.begun(context):
+            record = await purged(self._replica, request.key, **_options(request, revised=True))
+            return _experiment(documents.experiment(record))
 
     async def GetExperimentHealth(self, request: v1.GetExperimentRequest, context: Any) -> v1.ExperimentHealth:
         """Whether what is measured can be trusted."""

@@ -1,0 +1,98 @@
+"""What is deleted, and when: measurements of experiments that are purged, texts past their days, outcomes of nobody's replies.
+
+    purge     an archived experiment's exposures, outcomes, tallies and texts, when somebody asks for it, or `purge_after_days`
+              after it was archived; never by default. Its definition, its trail and its key stay.
+
+The change is made first, and from then on nobody is shown what was measured; the rows go in batches after it, so that no lock is
+held for long. Whatever is left, by a crash or by a reply that came in late, goes at the next hourly look of any replica.
+
+An outcome of a unit goes with the unit's last exposure: it is another experiment's as well. One that was told of a unit which no
+experiment has seen stays.
+"""
+
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from trimtab.server.database.database import Database
+from trimtab.server.database.schema import experiment, experiment_tally, exposure, outcome
+from trimtab.server.experiments.errors import ExperimentState, StaleRevision
+from trimtab.server.experiments.outcomes import Outcomes
+from trimtab.server.experiments.store import ACTOR, Experiments
+from trimtab.server.experiments.texts import Texts
+
+__all__ = ["Retention"]
+
+BATCH = 1_000
+
+
+class Retention:
+    """Deletes, from one database; all functions block."""
+
+    def __init__(
+        self,
+        database: Database,
+        experiments: Experiments,
+        outcomes: Outcomes,
+        texts: Texts,
+        *,
+        purge_after_days: float | None = None,
+    ) -> None:
+        self._database = database
+        self._experiments = experiments
+        self._outcomes = outcomes
+        self._texts = texts
+        self._purge_after_days = purge_after_days
+
+    def forget(self, now: datetime) -> None:
+        """Deletes all that is to go by now."""
+        self._outcomes.forget_pending(now=now)
+        self._texts.forget(now=now)
+        self._purge_archived(now)
+        self.sweep()
+
+    def sweep(self) -> int:
+        """How many rows of purged experiments there were, and are no more."""
+        with self._database.read() as connection:
+            purged = sa.select(experiment.c.key).where(experiment.c.state == "purged")
+            keys = connection.execute(purged).scalars().all()
+        return sum(self._sweep(key) for key in keys)
+
+    def _purge_archived(self, now: datetime) -> None:
+        days = self._purge_after_days
+        if days is None:
+            return
+        for record in self._experiments.list(state="archived"):
+            if now - record.changed_at < timedelta(days=days):
+                continue
+            key, reason = record.definition.key, f"it was archived {days:g} days ago (purge_after_days)"
+            try:
+                self._experiments.change(key, "purge", actor=ACTOR, reason=reason, revision=record.revision)
+            except (StaleRevision, ExperimentState):
+                continue  # Another replica was quicker.
+
+    def _sweep(self, key: str) -> int:
+        n = 0
+        while batch := self._delete_batch(key):
+            n += batch
+        with self._database.append() as connection:
+            connection.execute(experiment_tally.delete().where(experiment_tally.c.experiment == key))
+        return n
+
+    def _delete_batch(self, key: str) -> int:
+        of_replies = sa.select(exposure.c.response_id, exposure.c.unit).where(exposure.c.experiment == key)
+        # By all keys, as the index of units begins with the experiment.
+        is_seen = sa.exists().where(
+            exposure.c.experiment.in_(sa.select(experiment.c.key)), exposure.c.unit == outcome.c.subject
+        )
+        with self._database.append() as connection:
+            rows = connection.execute(of_replies.limit(BATCH)).all()
+            if not rows:
+                return 0
+            replies, units = [row.response_id for row in rows], {row.unit for row in rows}
+            deletions = (
+                outcome.delete().where(outcome.c.subject.in_(replies)),
+                exposure.delete().where(exposure.c.response_id.in_(replies)),
+                outcome.delete().where(outcome.c.subject.in_(units), ~is_seen),
+            )
+            return sum(connection.execute(deletion).rowcount for deletion in deletions)
