@@ -92,7 +92,10 @@ def test_a_step_of_the_ramp_is_taken_once_its_hold_and_units_are_there(house: Ho
 def test_a_clock_that_steps_back_takes_no_step(house: House) -> None:
     house.expose(5)
     house.now -= timedelta(days=2)
-    assert house.look().coverage == 0.1
+    record = house.look()
+    assert (record.coverage, record.state) == (0.1, "running")
+    found = results_of(record, house.measurements.read(record), house.now)
+    assert (sum(found.n_units), found.days_left, found.over) == (10, None, None)
 
 
 def test_a_breached_guardrail_rolls_back_once(house: House) -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.server.experiments.examples import NOON, experiment, written
 from trimtab.server.database.audit import verify
 from trimtab.server.database.database import Database, text_of
 from trimtab.server.database.schema import exposure as exposure_table
-from trimtab.server.errors import Conflict, InvalidRequest
+from trimtab.server.errors import Conflict, InvalidRequest, Unavailable
 from trimtab.server.experiments.errors import ExperimentState, InvalidExperiment, StaleRevision, UnknownExperiment
 from trimtab.server.experiments.exposures import DROPPED, Exposure, Exposures, Status
 from trimtab.server.experiments.lifecycle import Action
@@ -233,6 +234,33 @@ def test_an_outcome_before_its_exposure_waits_and_then_counts(experiments: Exper
     write(database, exposed(1))
     units = Measurements(database).read(experiments.find(KEY)).units
     assert units.outcome("harm").tolist() == [1.0]
+
+
+def test_an_outcome_that_comes_long_after_the_end_counts(experiments: Experiments, database: Database) -> None:
+    write(database, exposed(1))
+    actions: tuple[Action, ...] = ("start", "stop", "archive")
+    for action in actions:
+        experiments.change(KEY, action, **ME)
+    late = NOON + timedelta(days=400)
+    assert told(database, of(1), now=late) == {"recorded": 1, "duplicate": 0, "pending": 0}
+    assert Outcomes(database).forget_pending(now=late + timedelta(days=400)) == 0
+    assert Measurements(database).read(experiments.find(KEY)).units.outcome("harm").tolist() == [1.0]
+
+
+def test_what_a_locked_database_does_not_take_is_said_and_may_be_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimtab.server.database.database.BUSY_SECONDS", 0.2)
+    database = Database(f"sqlite:///{tmp_path / 'trimtab.db'}")
+    database.migrate()
+    write(database, exposed(1))
+    with database.append():
+        for ask in (lambda: told(database, of(1)), lambda: Experiments(database).create(written(), **ME)):
+            with pytest.raises(Unavailable, match=r"does not answer \(database is locked\); ask again"):
+                ask()
+    assert told(database, of(1)) == {"recorded": 1, "duplicate": 0, "pending": 0}
+    assert Experiments(database).create(written(), **ME).revision == 1
+    database.close()
 
 
 def test_what_nobody_has_heard_of_for_a_week_is_forgotten_and_nothing_else(database: Database) -> None:

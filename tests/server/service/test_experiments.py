@@ -61,6 +61,9 @@ async def test_an_experiment_lives_from_draft_to_archive_over_http(service: Serv
     await post(service, f"{URL}/{KEY}", {"definition": written(arms=ARMS, alpha=0.1), "reason": "typo"}, method="PUT")
     started = await move(service, "start")
     assert started["plans"].keys() == {"calm"}
+    edit = {"definition": written(arms=ARMS, alpha=0.2), "reason": "too late"}
+    refused = await post(service, f"{URL}/{KEY}", edit, 409, method="PUT")
+    assert "immutable once started" in refused["error"]["message"]
     assert (await move(service, "ramp", coverage=0.5))["coverage"] == 0.5
     for action, state in (("pause", "paused"), ("resume", "running"), ("kill", "stopped"), ("archive", "archived")):
         assert (await move(service, action))["state"] == state
@@ -114,6 +117,7 @@ async def test_an_experiment_whose_arm_cannot_be_had_does_not_start(service: Ser
     ("method", "path", "document", "status", "code"),
     [
         ("POST", URL, {"definition": written(arms=ARMS[:1]), "reason": "x"}, 400, "invalid_experiment"),
+        ("POST", URL, {"definition": written(arms=[*ARMS, ARMS[1]]), "reason": "x"}, 400, "invalid_experiment"),
         ("POST", URL, {"definition": written(colour="red"), "reason": "x"}, 400, "invalid_experiment"),
         ("POST", URL, {"definition": written(arms=ARMS), "reason": "x"}, 409, "conflict"),
         ("POST", URL, {"definition": written(arms=ARMS)}, 400, "invalid_request"),
