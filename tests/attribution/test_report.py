@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
+from tests.browser import laid_out
 from tests.bundles import random_bundle
 from trimtab.attribution.authored import Authored
 from trimtab.attribution.bundle import Bundle
@@ -108,25 +107,6 @@ def test_refusals(pages: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_browser_lays_it_out_without_scrolling_sideways(pages: Path, tmp_path: Path, width: int) -> None:
-    """Chromium (Debian's package) runs a script that is added to a copy of the page, and says what it measured."""
-    chromium = shutil.which("chromium")
-    assert chromium is not None, "apt-get install chromium"
-    measure = "<script>document.title = document.documentElement.scrollWidth - window.innerWidth</script>"
-    copy = tmp_path / "page.html"
-    copy.write_text((pages / "picked.html").read_text() + measure)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += [
-        "--disable-background-networking",
-        "--disable-component-update",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    shown = subprocess.run(
-        [chromium, *flags, f"--window-size={width},900", "--dump-dom", copy.as_uri()],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    ).stdout
-    (excess,) = re.findall(r"<title>(-?\d+)</title>", shown)
-    assert int(excess) <= 0
+    excess, shown = laid_out((pages / "picked.html").read_text(), tmp_path, width)
+    assert excess <= 0
     assert shown.count("panel card") == 2

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from tests.browser import laid_out
 from tests.client import experiment_documents as documents
 from trimtab.client import experiment_views as views
 from trimtab.client.definition_file import read_definition
@@ -120,6 +121,14 @@ def test_a_report_of_an_experiment_that_nobody_is_in_yet_says_so() -> None:
     results = read_results({**documents.RESULTS, "effects": nobody})
     assert "cannot be told" in "".join(document(EXPERIMENT, HEALTH, results, LOOKS[:1])["summary"])
     assert page(document(EXPERIMENT, HEALTH, results, LOOKS[:1])).count("<svg") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_lays_a_report_out_without_scrolling_sideways(tmp_path: Path, width: int) -> None:
+    excess, shown = laid_out(page(document(EXPERIMENT, HEALTH, RESULTS, LOOKS)), tmp_path, width)
+    assert excess <= 0
+    assert shown.count("<svg") == 3
 
 
 def test_what_a_report_quotes_is_escaped() -> None:

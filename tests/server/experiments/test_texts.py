@@ -54,7 +54,11 @@ def test_a_text_is_written_with_its_exposure(noon: Database) -> None:
     assert len(read(noon, limit=1000)) == 125
 
 
-@pytest.mark.parametrize("hostile", ["\0", "\ud800", "\0\udfff" * MAX_CHARACTERS, "\U0001f600" * 1_000_000, ""])
+@pytest.mark.parametrize(
+    "hostile",
+    ["\0", "\ud800", "\0\udfff" * MAX_CHARACTERS, "\U0001f600" * 1_000_000, ""],
+    ids=["nul", "half a pair", "both", "4 MB", "nothing"],
+)
 def test_no_text_keeps_the_database_from_its_batch_and_none_is_long(noon: Database, hostile: str) -> None:
     log = Exposures(noon)
     log.start()
@@ -116,11 +120,12 @@ def test_what_is_deleted_is_not_left_in_the_files_of_sqlite(tmp_path: Path) -> N
     database = Database(f"sqlite:///{tmp_path / 'trimtab.db'}")
     database.migrate()
     Exposures(database)._insert([], {}, [said(1, reply="a secret of mine")])
+    database.close()
 
     def is_there() -> bool:
         return any(b"a secret of mine" in file.read_bytes() for file in tmp_path.iterdir())
 
     assert is_there()
-    assert Texts(database).forget() == 1
+    assert Texts(database).forget(now=NOON + timedelta(days=3)) == 1
     database.close()
     assert not is_there()

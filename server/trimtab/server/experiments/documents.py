@@ -42,7 +42,7 @@ def results_of(record: Record, measured: Measured, now: datetime) -> Results:
     """The analysis of what was measured."""
     days = None
     if record.started_at is not None:
-        end = record.changed_at if record.state in ("stopped", "archived", "purged") else max(now, record.started_at)
+        end = record.changed_at if record.state in ("stopped", "archived") else max(now, record.started_at)
         days = (end - record.started_at).total_seconds() / DAY_SECONDS
     with np.errstate(invalid="ignore", divide="ignore"):
         return analyse(
