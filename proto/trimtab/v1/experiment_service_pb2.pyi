@@ -19,6 +19,7 @@ class ExperimentState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EXPERIMENT_STATE_PAUSED: _ClassVar[ExperimentState]
     EXPERIMENT_STATE_STOPPED: _ClassVar[ExperimentState]
     EXPERIMENT_STATE_ARCHIVED: _ClassVar[ExperimentState]
+    EXPERIMENT_STATE_PURGED: _ClassVar[ExperimentState]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -48,6 +49,7 @@ EXPERIMENT_STATE_RUNNING: ExperimentState
 EXPERIMENT_STATE_PAUSED: ExperimentState
 EXPERIMENT_STATE_STOPPED: ExperimentState
 EXPERIMENT_STATE_ARCHIVED: ExperimentState
+EXPERIMENT_STATE_PURGED: ExperimentState
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_COLLECTING: Verdict
 VERDICT_BETTER: Verdict

@@ -95,6 +95,11 @@ class ExperimentServiceStub:
                 request_serializer=trimtab_dot_v1_dot_experiment__service__pb2.ChangeExperimentRequest.SerializeToString,
                 response_deserializer=trimtab_dot_v1_dot_experiment__service__pb2.Experiment.FromString,
                 _registered_method=True)
+        self.PurgeExperiment = channel.unary_unary(
+                '/trimtab.v1.ExperimentService/PurgeExperiment',
+                request_serializer=trimtab_dot_v1_dot_experiment__service__pb2.ChangeExperimentRequest.SerializeToString,
+                response_deserializer=trimtab_dot_v1_dot_experiment__service__pb2.Experiment.FromString,
+                _registered_method=True)
         self.GetExperimentHealth = channel.unary_unary(
                 '/trimtab.v1.ExperimentService/GetExperimentHealth',
                 request_serializer=trimtab_dot_v1_dot_experiment__service__pb2.GetExperimentRequest.SerializeToString,
@@ -205,6 +210,13 @@ class ExperimentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PurgeExperiment(self, request, context):
+        """Deletes what an archived experiment measured, for good; its definition and its trail stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetExperimentHealth(self, request, context):
         """Whether what is measured can be trusted, and what happens next.
         """
@@ -294,6 +306,11 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
             ),
             'ArchiveExperiment': grpc.unary_unary_rpc_method_handler(
                     servicer.ArchiveExperiment,
+                    request_deserializer=trimtab_dot_v1_dot_experiment__service__pb2.ChangeExperimentRequest.FromString,
+                    response_serializer=trimtab_dot_v1_dot_experiment__service__pb2.Experiment.SerializeToString,
+            ),
+            'PurgeExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeExperiment,
                     request_deserializer=trimtab_dot_v1_dot_experiment__service__pb2.ChangeExperimentRequest.FromString,
                     response_serializer=trimtab_dot_v1_dot_experiment__service__pb2.Experiment.SerializeToString,
             ),
@@ -641,6 +658,33 @@ class ExperimentService:
             request,
             target,
             '/trimtab.v1.ExperimentService/ArchiveExperiment',
+            trimtab_dot_v1_dot_experiment__service__pb2.ChangeExperimentRequest.SerializeToString,
+            trimtab_dot_v1_dot_experiment__service__pb2.Experiment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab.v1.ExperimentService/PurgeExperiment',
             trimtab_dot_v1_dot_experiment__service__pb2.ChangeExperimentRequest.SerializeToString,
             trimtab_dot_v1_dot_experiment__service__pb2.Experiment.FromString,
             options,

@@ -109,7 +109,7 @@ def test_a_breached_guardrail_rolls_back_once(house: House) -> None:
 
 
 def test_an_automatic_stop_rule_is_acted_on_once_over_replicas_that_look_at_once(database_url: str) -> None:
-    """Every keeper has read the experiment as it ran, and decides to stop it; one of them does, and nobody else's change is undone."""
+    """Every keeper has read the experiment as it ran, and decides to stop it; one of them does."""
     house = House(database_url, stop={"max_days": 1, "automatic": True}, ramp=[{"coverage": 1.0}])
     house.expose(5)
     assert house.look().state == "running"

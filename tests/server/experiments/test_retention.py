@@ -57,9 +57,7 @@ class Archive:
         Outcomes(self.database).record(tuple(Outcome(one.response_id, "harm", "", 1.0, AT) for one in made))
 
     def keeper(self, **options: Any) -> Retention:
-        return Retention(
-            self.database, self.experiments, Outcomes(self.database), Texts(self.database), **options
-        )
+        return Retention(self.database, self.experiments, Outcomes(self.database), Texts(self.database), **options)
 
     def counts(self) -> list[int]:
         """Exposures, outcomes, texts, tallies."""
@@ -87,12 +85,12 @@ def test_a_purge_deletes_what_was_measured_and_nothing_of_anybody_else(
     assert (entry.action, entry.detail["exposures"], entry.detail["reason"]) == ("experiment.purge", 25, "because")
     assert archive.experiments.find(KEY).definition.key == KEY
     assert [change["action"] for change in archive.experiments.history(KEY)][-2:] == ["archive", "purge"]
-    with pytest.raises(ExperimentState, match="was purged on .*: what it measured was deleted"):
+    with pytest.raises(ExperimentState, match=r"was purged on .*: what it measured was deleted"):
         archive.experiments.measured(KEY)
 
 
 def test_an_experiment_that_goes_on_cannot_be_purged(archive: Archive) -> None:
-    with pytest.raises(ExperimentState, match="is running: it allows .*, not purge"):
+    with pytest.raises(ExperimentState, match=r"is running: it allows .*, not purge"):
         archive.experiments.change("other", "purge", **ME)
 
 

@@ -37,8 +37,8 @@ def noon(database_url: str) -> Any:
     database.close()
 
 
-def read(database: Database, **options: Any) -> list[dict[str, Any]]:
-    return Texts(database).read(KEY, **({"after": "", "limit": 100, "actor": "key:bob"} | options))
+def read(database: Database, *, after: str = "", limit: int = 100) -> list[dict[str, Any]]:
+    return Texts(database).read(KEY, after=after, limit=limit, actor="key:bob")
 
 
 def test_a_text_is_written_with_its_exposure(noon: Database) -> None:

@@ -446,9 +446,7 @@ async def test_a_share_is_the_same_replies_on_every_replica(service: Service) ->
     for _ in range(40):
         await service.ask(user=UNITS["calm"][0])
     ids = {line["response_id"] for line in await _exported(service, "exposures")}
-    assert {line["response_id"] for line in await _exported(service, "texts")} == {
-        i for i in ids if is_sampled(i, 0.3)
-    }
+    assert {line["response_id"] for line in await _exported(service, "texts")} == {i for i in ids if is_sampled(i, 0.3)}
 
 
 async def test_a_grader_that_the_server_does_not_have_is_said_at_the_start(service: Service) -> None:

@@ -132,7 +132,7 @@ class AsyncExperimentRoutes:
         return self._rows(key, "outcomes")
 
     def texts(self, key: str) -> AsyncIterator[dict[str, Any]]:
-        """Every prompt and reply that was sampled and is still kept; needs scope `admin`, and the audit log tells who read them."""
+        """Every prompt and reply that was sampled and is still kept; needs scope `admin`, and the audit log tells who reads."""
         return self._rows(key, "texts")
 
     async def holdout(self) -> float:

@@ -133,7 +133,7 @@ class ExperimentRoutes:
         return self._rows(key, "outcomes")
 
     def texts(self, key: str) -> Iterator[dict[str, Any]]:
-        """Every prompt and reply that was sampled and is still kept; needs scope `admin`, and the audit log tells who read them."""
+        """Every prompt and reply that was sampled and is still kept; needs scope `admin`, and the audit log tells who reads."""
         return self._rows(key, "texts")
 
     def holdout(self) -> float:

@@ -66,7 +66,9 @@ def _parquet(path: Path, columns: tuple[str, ...], rows: Iterator[Mapping[str, A
 
     at = pa.timestamp("us", tz="UTC")
     kinds = {"revision": pa.int64(), "value": pa.float64()}
-    kinds |= dict.fromkeys(("forced", "triggered", "cut"), pa.bool_()) | dict.fromkeys(("at", "received_at", "until"), at)
+    kinds |= dict.fromkeys(("forced", "triggered", "cut"), pa.bool_()) | dict.fromkeys(
+        ("at", "received_at", "until"), at
+    )
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
     n = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as out:

@@ -66,9 +66,7 @@ class Exposure(NamedTuple):
 class Exposures:
     """The exposures of one replica."""
 
-    def __init__(
-        self, database: Database, *, capacity: int = CAPACITY, text_capacity: int = TEXT_CAPACITY
-    ) -> None:
+    def __init__(self, database: Database, *, capacity: int = CAPACITY, text_capacity: int = TEXT_CAPACITY) -> None:
         self.replica = uuid4().hex
         self._database = database
         self._capacity = capacity

@@ -1,4 +1,4 @@
-"""Looks after experiments that run: rolls them back when they harm, stops them when they are over, ramps them up; forgets what is too old.
+"""Looks after experiments: rolls them back when they harm, stops them when they are over, ramps them up; forgets what is too old.
 
 Every replica has one. None of them leads: a change names the revision that it was decided on, so of two that decide alike one is
 told that it is late, and the clock of any of them may be wrong without more than a hold that is kept too long.

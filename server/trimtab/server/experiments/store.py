@@ -114,8 +114,8 @@ class Experiments:
         record = self.find(key)
         if record.state == "purged":
             raise ExperimentState(
-                f"experiment {key!r} was purged on {text_of(record.changed_at)}: what it measured was deleted; its definition and "
-                f"history are at /admin/v1/experiments/{key}"
+                f"experiment {key!r} was purged on {text_of(record.changed_at)}: what it measured was deleted; its definition "
+                f"and history are at /admin/v1/experiments/{key}"
             )
         return record
 

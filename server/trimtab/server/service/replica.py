@@ -85,9 +85,7 @@ class Replica:
         self.retention = Retention(
             database, self.experiments, self.outcomes, self.texts, purge_after_days=purge_after_days
         )
-        self._keeper = Keeper(
-            self.experiments, self.measurements, self.retention, every_seconds=experiment_seconds
-        )
+        self._keeper = Keeper(self.experiments, self.measurements, self.retention, every_seconds=experiment_seconds)
         self.digest = secret.digest
         self.guard = Guard(secret, operator_key=operator_key)
         self.limits = Limits(max_requests)
