@@ -85,9 +85,11 @@ def _bars(results: dict[str, Any]) -> str:
                 lines.append(f"| 64 distinct plans over one, {edit} | ≤ {1 + FLAT} | {_under(wall)} | {_under(cpu)} |")
     if admission := results.get("admission"):
         for edit, parts in admission.items():
-            met = "" if parts["total"] <= MILLISECONDS else " ✗"
+            admitted = parts["service"] + parts["engine"]
+            met = "" if admitted <= MILLISECONDS else " ✗"
             what = f"a new plan of {edit}, validated and admitted, CPU, median"
-            lines.append(f"| {what} | ≤ {MILLISECONDS} ms | {parts['total']:.2f} ms{met} | |")
+            shown = f"{admitted:.2f} ms{met}; {parts['total']:.2f} with its rows folded in the worker"
+            lines.append(f"| {what} | ≤ {MILLISECONDS} ms | {shown} | |")
     for name, values in results.get("upload", {}).items():
         took = statistics.median(values)
         met = "" if took <= SECONDS else " ✗"

@@ -42,6 +42,8 @@ class Rows:
     @staticmethod
     def concat(parts: "list[Rows]") -> "Rows":
         """All rows of `parts`, in order."""
+        if len(parts) == 1:
+            return parts[0]
         return Rows(*(torch.cat([getattr(p, f) for p in parts]) for f in Rows.__dataclass_fields__))
 
 

@@ -150,7 +150,9 @@ class Tables:
         always = [row for row in plan_rows if not row.is_conditional]
         adding, reading = [row for row in always if row.alpha], [row for row in always if row.beta]
         add_D = latents = None
-        if adding:
+        if len(adding) == 1:
+            add_D = adding[0].alpha * self._gather(adding, "d_KD")[0]
+        elif adding:
             add_D = self._column([row.alpha for row in adding]) @ self._gather(adding, "d_KD")
         if reading:
             e_KD, b_K, theta_K, d_KD = (self._gather(reading, name) for name in ("e_KD", "b_K", "theta_K", "d_KD"))
@@ -166,6 +168,8 @@ class Tables:
         if len(of) == 1:
             (((bundle, source), rows),) = of.items()
             table: Tensor = getattr(self.bundles[bundle][source], name)
+            if len(rows) == 1:
+                return table[rows[0] : rows[0] + 1]
             return table.index_select(0, torch.tensor(rows, device=self.device))
         return torch.cat(
             [getattr(self.bundles[row.bundle][row.source], name)[row.row : row.row + 1] for row in plan_rows]

@@ -256,6 +256,8 @@ def _adds(slots: list[SlotRows]) -> Tensor | None:
     some = next((slot.add_D for slot in slots if slot.add_D is not None), None)
     if some is None:
         return None
+    if len(slots) == 1:
+        return some.unsqueeze(0)
     return torch.stack([torch.zeros_like(some) if slot.add_D is None else slot.add_D for slot in slots])
 
 
@@ -263,6 +265,8 @@ def _dense(slots: list[SlotRows], device: torch.device) -> tuple[Rows, Tensor]:
     """All slots' latents in one table, and β [U, K], zero where a latent is another slot's."""
     parts = [slot.latents for slot in slots if slot.latents is not None]
     rows = Rows.concat(parts)
+    if len(slots) == 1:
+        return rows, rows.beta_K.unsqueeze(0)
     beta_UK = torch.zeros(len(slots), len(rows.beta_K), device=device)
     k = 0
     for u, slot in enumerate(slots):

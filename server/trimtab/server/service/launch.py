@@ -25,6 +25,7 @@ from vllm.entrypoints.launchers.launcher import validate_api_server_args
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
+from vllm.utils.gc_utils import freeze_gc_heap
 
 from trimtab.server.engine import pin
 from trimtab.server.engine.handshake import prove
@@ -176,6 +177,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
         ready.say(
             f"{len(reports)} worker(s) proven: hooks on {n_layers} layers; bundles: {', '.join(sorted(shelf)) or 'none'}"
         )
+        freeze_gc_heap()  # as vLLM's own server does: the collector does not walk what the start left, a fifth of a second each time
         return await _until_stopped(server, rpc, engine, drain, ready, args.shutdown_timeout)
 
 
