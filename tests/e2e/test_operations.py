@@ -139,7 +139,7 @@ def test_a_revoked_version_stops_within_a_second_and_its_streams_end_with_an_err
     server: Server, registry: Registry, version: str
 ) -> None:
     number = int(version.rpartition("v")[2])
-    steered, plain = Stream(server, {"bundle": "tidy"}), Stream(server, None)
+    steered, plain = Stream(server, {"bundle": "tidy"}), Stream(server, None, max_tokens=100)
     start = time.monotonic()
     registry.revoke("tidy", number, actor=ME, reason="it is rude")
     until(lambda: validate(server, version).status_code == 410)
@@ -153,7 +153,7 @@ def test_a_revoked_version_stops_within_a_second_and_its_streams_end_with_an_err
 
 
 def test_streams_finish_where_the_revocation_says_so(server: Server, registry: Registry, version: str) -> None:
-    steered = Stream(server, {"bundle": version}, max_tokens=150)
+    steered = Stream(server, {"bundle": version}, max_tokens=80)
     registry.revoke("tidy", int(version.rpartition("v")[2]), actor=ME, reason="replaced", running="finish")
     until(lambda: validate(server, version).status_code == 410)
     assert steered.wait() == "[DONE]"
@@ -162,7 +162,7 @@ def test_streams_finish_where_the_revocation_says_so(server: Server, registry: R
 
 def test_the_kill_switch_ends_steering_within_a_second(server: Server, switch: KillSwitch) -> None:
     before = metric(server, 'trimtab_requests_total{status="ended"}')
-    steered, plain = Stream(server, {"bundle": "calm"}), Stream(server, None)
+    steered, plain = Stream(server, {"bundle": "calm"}), Stream(server, None, max_tokens=100)
     start = time.monotonic()
     switch.throw("unsteered", actor=ME, reason="it is rude")
     until(lambda: httpx.get(f"{server.base_url}/admin/v1/kill").json()["mode"] == "unsteered")
