@@ -164,13 +164,12 @@ def main() -> int:
     alone = request_milliseconds(args.requests)
     found, health = reply_seconds(args.rounds, args.replies)
     paused, *others = CONDITIONS
-    ratios = {
-        condition: statistics.median(a / b for a, b in zip(found[paused], found[condition], strict=True))
-        for condition in others
-    }
+    ratios = {c: sorted(a / b for a, b in zip(found[paused], found[c], strict=True)) for c in others}
     console.print(f"assignment and exposure: {alone['median']:.3f} ms at the median, {alone['p99']:.3f} ms at the 99th")
-    for condition, ratio in ratios.items():
-        console.print(f"replies, {condition}: {ratio:.3f} of the speed without")
+    for condition, of_round in ratios.items():
+        console.print(
+            f"replies, {condition}: {statistics.median(of_round):.3f} [{of_round[0]:.3f}, {of_round[-1]:.3f}] of the speed without"
+        )
     console.print(f"exposures: {json.dumps(health['exposures'])}")
     return 0
 
