@@ -167,9 +167,8 @@ def main() -> int:
     ratios = {c: sorted(a / b for a, b in zip(found[paused], found[c], strict=True)) for c in others}
     console.print(f"assignment and exposure: {alone['median']:.3f} ms at the median, {alone['p99']:.3f} ms at the 99th")
     for condition, of_round in ratios.items():
-        console.print(
-            f"replies, {condition}: {statistics.median(of_round):.3f} [{of_round[0]:.3f}, {of_round[-1]:.3f}] of the speed without"
-        )
+        spread = f"{statistics.median(of_round):.3f} [{of_round[0]:.3f}, {of_round[-1]:.3f}]"
+        console.print(f"replies, {condition}: {spread} of the speed without")
     console.print(f"exposures: {json.dumps(health['exposures'])}")
     return 0
 
