@@ -205,9 +205,9 @@ Written by `python -m tests.bench.service`; do not edit.
 | load average at the end | {load} |
 
 vLLM's own OpenAI server (what `vllm serve` runs, without the plugin, two processes of it) and Trimtab's, all resident, with the
-same engine flags: SmolLM2-135M-Instruct in fp32, eager. A round sends {n_streams} streams at once to each, {n_prompt} random prompt tokens
-and {n_tokens} new ones a stream, in an order that turns; {n} rounds. The load generator runs on the same two cores. Ratios are of
-the same round, over the mean of vLLM's two: median [smallest, largest]; above 1 is slower. The bar is {bar}.
+same engine flags: SmolLM2-135M-Instruct in fp32, eager. A round sends {n_streams} streams at once to each, {n_prompt} random
+prompt tokens and {n_tokens} new ones a stream, in an order that turns; {n} rounds. The load generator runs on the same two cores.
+Ratios are of the same round, over the mean of vLLM's two: median [smallest, largest]; above 1 is slower. The bar is {bar}.
 
 | | all streams | first token | between tokens | all, ratio | first token, ratio | between, ratio |
 |---|---:|---:|---:|---:|---:|---:|
