@@ -164,8 +164,8 @@ def _canonical(rows: Iterable[PlanRow]) -> tuple[tuple[PlanRow, ...], str]:
     texts: dict[str, PlanRow] = {}
     for row, *more in alike.values():
         if more:  # the formula is linear in (α, β), and fsum does not depend on the order
-            alpha, beta = (math.fsum(each[i] for each in (row, *more)) for i in (_ALPHA, _BETA))
-            row = row._replace(alpha=alpha, beta=beta)
+            same = (row, *more)
+            row = row._replace(alpha=math.fsum(r.alpha for r in same), beta=math.fsum(r.beta for r in same))
         if row.alpha or row.beta:
             texts[_text(row)] = row
     ordered = sorted(texts)
