@@ -55,28 +55,38 @@ def page(report: Mapping[str, Any]) -> str:
     effects = [e for e in results["effects"] if e["population"] == "intent_to_treat" and e["low"] is not None]
     secondary = [e for e in effects if e["metric"] != results["primary"]]
     rails = [rail for rail in results["guardrails"] if rail["low"] is not None]
-    plots = {
+    plots: dict[str, list[str]] = {
         "sequences": [
             sequence_plot(report["looks"], arm, results["minimum_effect"], f"{results['primary']}: {arm} − control")
             for arm in results["verdicts"]
         ],
-        "secondary": forest_plot(
-            [(f"{e['metric']}, {e['arm']}", e["estimate"], e["low"], e["high"]) for e in secondary],
-            [None] * len(secondary),
-            "difference to the control",
-        )
-        if secondary
-        else "",
-        "guardrails": forest_plot(
-            [(f"{rail['metric']}, {rail['arm']}", rail["harm"], rail["low"], rail["high"]) for rail in rails],
-            [rail["margin"] for rail in rails],
-            "worse than the control by; the mark is what is tolerated",
-        )
-        if rails
-        else "",
+        "secondary": [
+            forest_plot(
+                [(e["arm"], e["estimate"], e["low"], e["high"]) for e in of_metric],
+                [None] * len(of_metric),
+                f"{metric}: difference to the control",
+            )
+            for metric, of_metric in _by_metric(secondary)
+        ],
+        "guardrails": [
+            forest_plot(
+                [(rail["arm"], rail["harm"], rail["low"], rail["high"]) for rail in of_metric],
+                [rail["margin"] for rail in of_metric],
+                f"{metric}: worse than the control by; the mark is what is tolerated",
+            )
+            for metric, of_metric in _by_metric(rails)
+        ],
     }
     template = environment.get_template("experiment_report.html.j2")
-    return template.render(r=report, plots=plots, number=_number, interval=_interval)
+    return template.render(r=report, plots=plots, number=_number, interval=_interval, count="{:,}".format)
+
+
+def _by_metric(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Rows of each metric apart, as each has a unit of its own, in the order of their first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["metric"], []).append(row)
+    return list(found.items())
 
 
 def _summary(experiment: Experiment, results: ExperimentResults) -> list[str]:
