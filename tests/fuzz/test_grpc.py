@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from tests.conftest import Server
 from tests.fuzz.test_openapi import steered
-from trimtab.v1 import inference_pb2, registry_service_pb2, steering_service_pb2
+from trimtab.v1 import experiment_service_pb2, inference_pb2, registry_service_pb2, steering_service_pb2
 
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
     steering_service_pb2.DESCRIPTOR.services_by_name["SteeringService"],
     registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
+    experiment_service_pb2.DESCRIPTOR.services_by_name["ExperimentService"],
 )
 METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 TYPED = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
@@ -32,6 +33,16 @@ WORDS = (
     "",
     "\0",
     "é" * 40,
+)
+NUMBERS = st.sampled_from([0.0, 1.0, 0.5, -1.0, 1e30, float("inf"), float("nan")]) | st.floats(width=32)
+STRUCTURES: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
+    st.sampled_from(["min_tokens", "logit_bias", "tools", "response_format", "key", "arms", "primary", "alpha"]),
+    st.recursive(
+        st.none() | st.booleans() | NUMBERS | st.sampled_from(WORDS),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=2),
+        max_leaves=4,
+    ),
+    max_size=3,
 )
 SETTINGS = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 MAX_TOKENS = 4
@@ -47,11 +58,13 @@ def scalar(field: Any) -> st.SearchStrategy[Any]:
         case field.CPPTYPE_BOOL:
             return st.booleans()
         case field.CPPTYPE_DOUBLE | field.CPPTYPE_FLOAT:
-            return st.sampled_from([0.0, 1.0, 0.5, -1.0, 1e30, float("inf"), float("nan")]) | st.floats(width=32)
+            return NUMBERS
         case field.CPPTYPE_ENUM:
             return st.integers(0, 6)
         case field.CPPTYPE_UINT32 | field.CPPTYPE_UINT64:
             return st.sampled_from([0, 1, 7, 8, 2**32 - 1]) | st.integers(0, 2**32 - 1)
+        case field.CPPTYPE_INT64:
+            return st.sampled_from([0, 1, -1, 2**62, -(2**62)]) | st.integers(-(2**40), 2**40)
         case _:
             return st.sampled_from([0, 1, 7, -1, 2**31 - 1, -(2**31)]) | st.integers(-(2**31), 2**31 - 1)
 
@@ -61,9 +74,8 @@ def fill(draw: Any, message: Message, depth: int = 0) -> Message:
     for field in message.DESCRIPTOR.fields:
         if depth > 5 or draw(st.integers(0, 2 + depth // 2)) > 1:
             continue
-        if field.message_type is not None and field.message_type.full_name.startswith("google.protobuf."):
-            if draw(st.booleans()):
-                getattr(message, field.name)["min_tokens"] = draw(st.integers(-2, 3))
+        if field.message_type is not None and field.message_type.full_name == "google.protobuf.Struct":
+            getattr(message, field.name).update(draw(STRUCTURES))
         elif field.message_type is not None:
             for _ in range(draw(st.integers(0, 2)) if field.is_repeated else 1):
                 inner = getattr(message, field.name)

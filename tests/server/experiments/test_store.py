@@ -280,6 +280,7 @@ def test_what_nobody_has_heard_of_for_a_week_is_forgotten_and_nothing_else(datab
         ([of(1, event="\0")], "outcomes[0].event"),
         ([of(1, at="2031-01-01T00:00:00Z")], "outcomes[0].at"),
         ([of(1, at="2026-01-01T00:00:00")], "outcomes[0].at"),
+        ([of(1, at="0001-01-01T00:00:00+01:00")], "outcomes[0].at"),
         ([of(1) | {"response_id": "chatcmpl-of-another-server"}], "outcomes[0].response_id"),
         ([of(1) | {"response_id": "\0" * 32}], "outcomes[0].response_id"),
         ([of(1) | {"response_id": "x" * 1_000_000}], "outcomes[0].response_id"),

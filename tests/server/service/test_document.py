@@ -12,6 +12,7 @@ from trimtab.server.service.document import Body, body_of
     [
         (NewKey, {"label": "x", "scopes": ["infer"], "expires_at": 0}, ["expires_at"]),
         (NewKey, {"label": "x", "scopes": ["infer"], "expires_at": "2026-01-01T00:00:00"}, ["expires_at"]),
+        (NewKey, {"label": "x", "scopes": ["infer"], "expires_at": "9999-12-31T23:00:00-02:00"}, ["expires_at"]),
         (NewKey, {"label": "x", "scopes": ["infer"], "policy": {"opt_out": 1}}, ["policy.opt_out"]),
         (NewKey, {"scopes": [], "lable": "x"}, ["label", "lable", "scopes"]),
         (Rotation, {"grace_seconds": False}, ["grace_seconds"]),
@@ -22,7 +23,7 @@ from trimtab.server.service.document import Body, body_of
 def test_what_would_be_taken_for_something_else_is_refused_and_all_of_it(
     kind: type[Body], fields: dict[str, Any], at_fault: list[str]
 ) -> None:
-    """`"expires_at": 0` made a key that had expired in 1970, and answered 201."""
+    """`"expires_at": 0` made a key that had expired in 1970, and answered 201; the last of the year 9999, elsewhere, was a 500."""
     with pytest.raises(InvalidRequest) as caught:
         body_of(kind, fields)
     assert sorted(violation.field for violation in caught.value.violations) == at_fault

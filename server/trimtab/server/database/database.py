@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydantic import AfterValidator, AwareDatetime
+from pydantic_core import PydanticCustomError
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -31,7 +33,7 @@ from trimtab.server.database import audit
 from trimtab.server.database.schema import audit as audit_table
 from trimtab.server.errors import Unavailable, Unsupported
 
-__all__ = ["Change", "Database", "text_of", "utc_now"]
+__all__ = ["Change", "Database", "Moment", "text_of", "utc_now"]
 
 _WRITE = "trimtab_write"
 _LOCK = 0x7472_696D_7461_62
@@ -48,6 +50,17 @@ def utc_now() -> datetime:
 def text_of(at: datetime) -> str:
     """A time as the tables hold it."""
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _in_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as e:
+        raise PydanticCustomError("out_of_range", "is before the year 1 or after the year 9999 in UTC") from e
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A time that a caller gives, with its offset."""
 
 
 class Change:

@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple
 
 import sqlalchemy as sa
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from trimtab.server.database.database import Database, text_of, utc_now
+from trimtab.server.database.database import Database, Moment, text_of, utc_now
 from trimtab.server.database.schema import exposure
 from trimtab.server.database.schema import outcome as table
 from trimtab.server.errors import Conflict, InvalidRequest, Violation
@@ -46,7 +46,7 @@ class Given(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
     value: Annotated[float, Field(allow_inf_nan=False, strict=False)]
     event: Annotated[str, Field(max_length=64, pattern=r"^[\x21-\x7e]*$")] = ""
-    at: AwareDatetime | None = None
+    at: Moment | None = None
 
 
 _GIVEN = TypeAdapter(Annotated[tuple[Given, ...], Field(min_length=1, max_length=MAX_OUTCOMES)])

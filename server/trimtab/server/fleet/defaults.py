@@ -96,7 +96,8 @@ class DefaultSteering:
         """
         with self._database.change(actor) as change:
             where = (table.c.kind == kind, table.c.subject == subject)
-            if not change.connection.execute(table.delete().where(*where)).rowcount:
+            # PostgreSQL takes no NUL in a text, not even to look for it.
+            if "\0" in kind + subject or not change.connection.execute(table.delete().where(*where)).rowcount:
                 raise NotFound(f"there is no default of kind {kind[:10]!r} for {subject[:40]!r}", field="subject")
             change.record("default.remove", f"{kind}:{subject}", {"reason": reason})
 

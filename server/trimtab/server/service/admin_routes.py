@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
+from trimtab.server.database.database import Moment
 from trimtab.server.errors import InvalidRequest, Violation
 from trimtab.server.fleet.defaults import Kind
 from trimtab.server.fleet.switch import Mode
@@ -36,7 +37,7 @@ class NewKey(Body):
     label: Annotated[str, Field(min_length=1, max_length=100)]
     scopes: Annotated[tuple[str, ...], Field(min_length=1)]
     policy: Policy = Policy()
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
 
 
 class Rotation(Body):

@@ -8,7 +8,8 @@ from typing import Any, cast
 import grpc
 import pytest
 from google.protobuf.json_format import ParseDict
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.server.experiments.examples import written
 from tests.server.service.test_experiments import ARMS, KEY, UNITS
@@ -19,6 +20,10 @@ from trimtab.v1 import experiment_service_pb2 as v1
 from trimtab.v1 import inference_pb2, steering_pb2
 from trimtab.v1.experiment_service_pb2_grpc import ExperimentServiceStub
 from trimtab.v1.inference_pb2_grpc import InferenceServiceStub
+
+
+NAN = Struct(fields={"alpha": Value(number_value=float("nan"))})
+FAR = v1.Outcome(response_id="chatcmpl-" + "0" * 32, name="harm", value=1, at=Timestamp(seconds=2**62))
 
 
 def struct(document: Any) -> Struct:
@@ -136,10 +141,13 @@ async def test_a_watch_ends_when_the_server_drains(called: Called) -> None:
         ("PauseExperiment", v1.ChangeExperimentRequest(key=KEY, reason="x"), grpc.StatusCode.FAILED_PRECONDITION),
         ("StartExperiment", v1.ChangeExperimentRequest(key=KEY), grpc.StatusCode.INVALID_ARGUMENT),
         ("CreateExperiment", v1.CreateExperimentRequest(reason="x"), grpc.StatusCode.INVALID_ARGUMENT),
+        ("CreateExperiment", v1.CreateExperimentRequest(definition=NAN, reason="x"), grpc.StatusCode.INVALID_ARGUMENT),
         ("RecordOutcomes", v1.RecordOutcomesRequest(), grpc.StatusCode.INVALID_ARGUMENT),
+        ("RecordOutcomes", v1.RecordOutcomesRequest(outcomes=[FAR]), grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
 async def test_what_cannot_be_done_is_said(called: Called, method: str, request_: Any, code: grpc.StatusCode) -> None:
+    """A NaN in a definition, and a time after the year 9999, ended a call with INTERNAL."""
     await called.create()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await getattr(called.experiments, method)(request_)

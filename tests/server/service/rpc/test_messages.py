@@ -123,6 +123,16 @@ def test_an_option_that_has_its_place_elsewhere_is_refused(name: str) -> None:
     assert [violation.field for violation in caught.value.violations] == [f"options.{name}"]
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_has_not_is_refused(number: float) -> None:
+    """It ended a call with INTERNAL."""
+    request = v1.GenerateRequest(model="m", text="hi")
+    request.options["logit_bias"] = {"5": number}
+    with pytest.raises(InvalidRequest) as caught:
+        requests.generate(request, stream=False)
+    assert caught.value.field == "options"
+
+
 def test_a_request_without_a_prompt_is_refused() -> None:
     with pytest.raises(InvalidRequest):
         requests.generate(v1.GenerateRequest(model="m"), stream=False)

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import ParseDict
 
 from trimtab.server.database.database import utc_now
 from trimtab.server.errors import InvalidRequest, Violation
@@ -16,7 +16,7 @@ from trimtab.server.service import current
 from trimtab.server.service.experiment_routes import health, purged, results, started
 from trimtab.server.service.replica import Replica
 from trimtab.server.service.rpc.calls import Calls
-from trimtab.server.service.rpc.requests import numbers
+from trimtab.server.service.rpc.requests import structure
 from trimtab.v1 import experiment_service_pb2 as v1
 from trimtab.v1.experiment_service_pb2_grpc import ExperimentServiceServicer
 
@@ -36,14 +36,14 @@ class ExperimentCalls(ExperimentServiceServicer):  # type: ignore[misc] # genera
     async def CreateExperiment(self, request: v1.CreateExperimentRequest, context: Any) -> v1.Experiment:
         """A new draft."""
         async with self._calls.begun(context):
-            definition = numbers(MessageToDict(request.definition))
+            definition = structure(request.definition, "definition")
             create, options = self._replica.experiments.create, _options(request)
             return _experiment(documents.experiment(await self._replica.change(create, definition, **options)))
 
     async def EditExperiment(self, request: v1.EditExperimentRequest, context: Any) -> v1.Experiment:
         """The draft with another definition."""
         async with self._calls.begun(context):
-            definition = numbers(MessageToDict(request.definition))
+            definition = structure(request.definition, "definition")
             edit, options = self._replica.experiments.edit, _options(request, revised=True)
             record = await self._replica.change(edit, request.key, definition, **options)
             return _experiment(documents.experiment(record))
@@ -140,7 +140,7 @@ class ExperimentCalls(ExperimentServiceServicer):  # type: ignore[misc] # genera
     async def RecordOutcomes(self, request: v1.RecordOutcomesRequest, context: Any) -> v1.RecordOutcomesResponse:
         """How many were new."""
         async with self._calls.begun(context):
-            given = [_outcome(outcome) for outcome in request.outcomes]
+            given = [_outcome(outcome, f"outcomes[{i}]") for i, outcome in enumerate(request.outcomes)]
             outcomes = parse_outcomes(given, self._replica.digest, now=utc_now())
             told = await asyncio.to_thread(self._replica.outcomes.record, outcomes)
             return v1.RecordOutcomesResponse(**{f"{name}_count": n for name, n in told.items()})
@@ -159,7 +159,7 @@ def _options(request: Any, *, revised: bool = False) -> dict[str, Any]:
     return options
 
 
-def _outcome(outcome: v1.Outcome) -> dict[str, Any]:
+def _outcome(outcome: v1.Outcome, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {"name": outcome.name, "value": outcome.value, "event": outcome.event}
     match outcome.WhichOneof("subject"):
         case "response_id":
@@ -167,7 +167,10 @@ def _outcome(outcome: v1.Outcome) -> dict[str, Any]:
         case str() as kind:
             found["unit"] = {kind: getattr(outcome, kind)}
     if outcome.HasField("at"):
-        found["at"] = outcome.at.ToJsonString()
+        try:
+            found["at"] = outcome.at.ToJsonString()
+        except ValueError as e:
+            raise InvalidRequest([Violation(f"{path}.at", "is no time of the years 1 to 9999")]) from e
     return found
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 
 from trimtab.server.errors import InvalidRequest, Violation
 from trimtab.v1 import inference_pb2 as inference
@@ -21,9 +22,9 @@ __all__ = [
     "inspect",
     "inspect_path",
     "messages",
-    "numbers",
     "path",
     "steering_field",
+    "structure",
 ]
 
 _SAMPLING = tuple(field.name for field in inference.Sampling.DESCRIPTOR.fields)
@@ -122,7 +123,7 @@ def _sampling(sampling: inference.Sampling) -> dict[str, Any]:
 
 
 def _whole(body: dict[str, Any], request: Any, kind: type[Message], stream: bool) -> dict[str, Any]:
-    options = numbers(MessageToDict(request.options)) if request.HasField("options") else {}
+    options = structure(request.options, "options") if request.HasField("options") else {}
     taken = {*_SAMPLING, *kind.DESCRIPTOR.fields_by_name, "prompt", "stream", "stream_options", "top_logprobs"}
     clashes = [
         Violation(f"options.{name}", "has its place elsewhere in this message, or is the server's to set")
@@ -138,15 +139,26 @@ def _whole(body: dict[str, Any], request: Any, kind: type[Message], stream: bool
     return options | body
 
 
-def numbers(value: Any) -> Any:
-    """A `Struct` has doubles alone: whole ones are integers again, as JSON would have them."""
+def structure(message: Struct, field: str) -> dict[str, Any]:
+    """The JSON object of a `Struct`, which has doubles alone: whole ones are integers again, as JSON would have them.
+
+    Raises:
+        InvalidRequest: it holds NaN or an infinity, by the name of the whole `field`.
+    """
+    try:
+        return {name: _numbers(value) for name, value in MessageToDict(message).items()}
+    except ValueError as e:
+        raise InvalidRequest([Violation(field, "holds NaN or an infinity, which JSON has not")]) from e
+
+
+def _numbers(value: Any) -> Any:
     match value:
         case float() if value.is_integer() and abs(value) < 2**53:
             return int(value)
         case dict():
-            return {key: numbers(item) for key, item in value.items()}
+            return {key: _numbers(item) for key, item in value.items()}
         case list():
-            return [numbers(item) for item in value]
+            return [_numbers(item) for item in value]
         case _:
             return value
 
