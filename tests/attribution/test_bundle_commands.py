@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,8 @@ def test_diff_names_every_difference(tmp_path: Path) -> None:
     assert (alike.exit_code, alike.output.strip()) == (0, "the same bundle, byte for byte")
     found = run("diff", first, second)
     assert found.exit_code == 1
+    told = json.loads(run("diff", first, second, "--json").stdout)
+    assert (told["same"], told["differences"]) == (False, found.stdout.splitlines())
     for line in (
         "behaviour: random rows, for tests → other",
         "provenance.command: None → x",

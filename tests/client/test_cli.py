@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 ROOM = """
 import json, sys, typer
@@ -86,3 +90,25 @@ def test_a_missing_extra_is_named(args: list[str], extra: str) -> None:
     assert run.returncode == 2
     assert f"is not installed: pip install '{extra}'" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The commands of a group, those of its groups included, with their names."""
+    if not hasattr(command, "commands"):
+        yield name, command
+        return
+    for part, inner in command.commands.items():
+        yield from leaves(inner, f"{name} {part}")
+
+
+def test_every_command_that_answers_takes_json() -> None:
+    """But `serve`, which answers over the network, and `openapi`, which answers in JSON anyway."""
+    without = []
+    for entry in entry_points(group="trimtab.commands"):
+        app = entry.load()
+        if not isinstance(app, typer.Typer):
+            function, app = app, typer.Typer(add_completion=False)
+            app.command()(function)
+        found = leaves(typer.main.get_command(app), entry.name)
+        without += [name for name, command in found if not any("--json" in option.opts for option in command.params)]
+    assert sorted(without) == ["openapi", "serve"]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from trimtab.attribution.answer import AsJson, say
 from trimtab.attribution.commands import bundle
 from trimtab.attribution.embedded import EMBEDDED_MODEL
 from trimtab.attribution.refusals import refusals
@@ -34,6 +34,7 @@ def build(
     ] = None,
     unit: Annotated[Literal["raw", "max_act"], typer.Option(help="Unit of the amount of add and clamp.")] = "raw",
     scope: Annotated[Literal["completion", "all"], typer.Option(help="Tokens that are edited.")] = "completion",
+    as_json: AsJson = False,
 ) -> None:
     """Write a bundle of latents of your own choice; it holds no evidence until `trimtab validate` measures some."""
     with refusals():
@@ -50,13 +51,14 @@ def build(
             edit=Authored.of(operation, amount, unit, scope),
         )
         made.save(out)
-    Console(soft_wrap=True).print(f"{out}: {made.content_hash}", highlight=False)
+    say(f"{out}: {made.content_hash}", {"file": str(out), "content_hash": made.content_hash}, as_json=as_json)
 
 
 @bundle.command()
 def diff(
     first: Annotated[Path, typer.Argument(help="A bundle.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
+    as_json: AsJson = False,
 ) -> None:
     """Print what differs between two bundles; exit code 1 if anything does."""
     with refusals():
@@ -64,12 +66,10 @@ def diff(
         from trimtab.attribution.bundle_diff import differences
 
         found = differences(Bundle.load(first), Bundle.load(second))
-    console = Console(soft_wrap=True)
-    for line in found:
-        console.print(line, markup=False, highlight=False)
+    line = "\n".join(found) or "the same bundle, byte for byte"
+    say(line, {"same": not found, "differences": found}, as_json=as_json)
     if found:
         raise typer.Exit(DIFFERENT)
-    console.print("the same bundle, byte for byte", highlight=False)
 
 
 @bundle.command()
@@ -77,6 +77,7 @@ def verify(
     file: Annotated[Path, typer.Argument(help="Bundle to verify.")],
     model: Annotated[str | None, typer.Option(help="It was made for exactly this model.")] = None,
     sae: Annotated[str | None, typer.Option(help="Its rows are exactly those of this SAE.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a bundle's bytes against its content hash, and, if named, against the model and the SAE."""
     with refusals():
@@ -93,4 +94,5 @@ def verify(
         if sae is not None:
             check_rows(loaded, sae)
             checked.append(f"SAE {sae}")
-    Console(soft_wrap=True).print(f"{file}: {loaded.content_hash}; checked {', '.join(checked)}", highlight=False)
+    document = {"file": str(file), "content_hash": loaded.content_hash, "checked": checked}
+    say(f"{file}: {loaded.content_hash}; checked {', '.join(checked)}", document, as_json=as_json)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trimtab.attribution.answer import AsJson, say
 from trimtab.attribution.embedded import EMBEDDED_MODEL, model_path
 from trimtab.attribution.refusals import refusals
 from trimtab.attribution.writable import check_writable
@@ -156,10 +157,11 @@ def _print_result(file: Path, result: Result, as_json: bool) -> None:
     console.print(f"{file}: {result.bundle.content_hash}", soft_wrap=True)
 
 
-def model() -> None:
+def model(as_json: AsJson = False) -> None:
     """Print the folder of the embedded model, converting it the first time."""
     with refusals():
-        typer.echo(model_path())
+        folder = str(model_path())
+    say(folder, {"folder": folder}, as_json=as_json)
 
 
 @sae.command("convert")
@@ -170,6 +172,7 @@ def convert_sae(
         int | None, typer.Option(min=0, help="Block whose output it reads, where it does not say.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model it was trained on, for the record.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write an SAE as a SAELens folder: no pickle, what can be folded folded. Takes no more memory than a block of it."""
     with refusals():
@@ -177,10 +180,10 @@ def convert_sae(
 
         found = convert(source, out, layer=layer, model=model)
     n_latents, d_model = found.d_LD.shape
-    console = _console()
-    console.print(f"{out}: {n_latents} latents of width {d_model}, output of block {found.layer}", highlight=False)
-    for note in found.notes:
-        console.print(f"  {note}", highlight=False)
+    lines = [f"{out}: {n_latents} latents of width {d_model}, output of block {found.layer}"]
+    document = {"folder": str(out), "n_latents": n_latents, "d_model": d_model, "layer": found.layer}
+    notes = list(found.notes)
+    say("\n  ".join([*lines, *notes]), {**document, "notes": notes}, as_json=as_json)
 
 
 @bundle.command()

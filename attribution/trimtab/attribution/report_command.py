@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from trimtab.attribution.answer import AsJson, say
 from trimtab.attribution.refusals import refusals
 from trimtab.attribution.writable import check_writable
 
@@ -27,6 +27,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="HTML to write; JSON goes beside it.", show_default="NAME.html")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a report that a person who was not there can read."""
     with refusals():
@@ -48,4 +49,5 @@ def report(
         data = json.dumps(found, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
         write_whole(out.with_suffix(".json"), data.encode())
         write_whole(out, page(found).encode())
-    Console(soft_wrap=True).print(f"{out} and {out.with_suffix('.json')}", highlight=False)
+    beside = out.with_suffix(".json")
+    say(f"{out} and {beside}", {"html": str(out), "json": str(beside)}, as_json=as_json)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from trimtab.server.errors import TrimtabError
 
-__all__ = ["REFUSED", "actor", "refusing", "say", "show"]
+__all__ = ["REFUSED", "actor", "refusing", "say", "show", "tell"]
 
 REFUSED = 2
 
@@ -40,6 +40,14 @@ def show(documents: Any, columns: Sequence[str], *, as_json: bool) -> None:
     for document in documents if isinstance(documents, list) else [documents]:
         table.add_row(*("" if document[column] is None else str(document[column]) for column in columns))
     Console(soft_wrap=True).print(table)
+
+
+def tell(line: str, document: Any, *, as_json: bool) -> None:
+    """What was done: one line for people, or the document for programs."""
+    if as_json:
+        show(document, (), as_json=True)
+    else:
+        say(line)
 
 
 @contextmanager

@@ -49,5 +49,6 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_2(
 
 def test_a_downloaded_version_is_the_uploaded_file(run: Any, tmp_path: Path) -> None:
     run("registry", "upload", "calm.tt")
-    assert run("registry", "download", "calm:v1", "--out", "again.tt")[0] == 0
+    code, said = run("registry", "download", "calm:v1", "--out", "again.tt", "--json")
+    assert (code, said["reference"], said["file"]) == (0, "calm:v1", "again.tt")
     assert (tmp_path / "again.tt").read_bytes() == (tmp_path / "calm.tt").read_bytes()

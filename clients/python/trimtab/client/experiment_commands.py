@@ -242,17 +242,19 @@ def report(
     ] = None,
     server: Server = LOCAL,
     api_key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the results as one HTML file with plots, for people who were not there; needs trimtab[reports]."""
     from trimtab.client.experiment_report import document, page
 
     path = out or Path(f"{key}.html")
+    beside = path.with_suffix(".json")
     with failures(), Trimtab(server, api_key=api_key) as client:
         routes = client.experiments
         found = document(routes.get(key), routes.health(key), routes.results(key), routes.looks(key))
         _write(path, page(found).encode())
-        _write(path.with_suffix(".json"), (json.dumps(found, ensure_ascii=False, indent=1) + "\n").encode())
-    Console(soft_wrap=True, highlight=False).print(f"{path} and {path.with_suffix('.json')}", markup=False)
+        _write(beside, (json.dumps(found, ensure_ascii=False, indent=1) + "\n").encode())
+    _wrote(f"{path} and {beside}", {"html": str(path), "json": str(beside)}, as_json)
 
 
 @experiment.command()
@@ -262,6 +264,7 @@ def export(
     out: Annotated[Path, typer.Option(help="A .csv, .jsonl or .parquet file; the last needs trimtab[reports].")],
     server: Server = LOCAL,
     api_key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write every exposure, outcome or sampled text to a file. Units are keyed hashes; the audit log tells who read texts."""
     from trimtab.client.export import write
@@ -270,7 +273,7 @@ def export(
         routes = client.experiments
         rows = {"exposures": routes.exposures, "outcomes": routes.outcomes, "texts": routes.texts}[what]
         n = write(out, what, rows(key))
-    Console(soft_wrap=True, highlight=False).print(f"{n:,} {what} in {out}", markup=False)
+    _wrote(f"{n:,} {what} in {out}", {"file": str(out), "rows": n}, as_json)
 
 
 def _look(client: Trimtab, key: str, live: Live | None) -> str:
@@ -294,6 +297,13 @@ def _show(document: Any, view: RenderableType, as_json: bool) -> None:
         _print(document)
     else:
         Console(highlight=False).print(view)
+
+
+def _wrote(line: str, document: Any, as_json: bool) -> None:
+    if as_json:
+        _print(document)
+    else:
+        Console(soft_wrap=True, highlight=False).print(line, markup=False)
 
 
 def _print(document: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab.server.console import actor, refusing, say, show
+from trimtab.server.console import actor, refusing, say, show, tell
 from trimtab.server.database import audit as chain
 from trimtab.server.database.database import Database
 from trimtab.server.errors import Unsupported
@@ -147,11 +147,14 @@ def download(
     version: VersionArgument,
     out: Annotated[Path, typer.Option(help="Where to write the bundle.")],
     database: DatabaseOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the bytes of a version to a file."""
     with opened(database) as (opened_database, signatures):
         store = Registry(opened_database, signatures)
-        out.write_bytes(store.data(store.find(*split(version))))
+        found = store.find(*split(version))
+        out.write_bytes(store.data(found))
+        tell(f"wrote {out}", document(found) | {"file": str(out)}, as_json=as_json)
 
 
 @registry.command()
@@ -159,19 +162,21 @@ def sign(
     file: Annotated[Path, typer.Argument(help="A bundle.")],
     key: Annotated[Path, typer.Option(help="An elliptic-curve private key, PEM.")],
     password: Annotated[str | None, typer.Option(envvar="TRIMTAB_SIGNING_PASSWORD", help="Of the key.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Sign a bundle: writes FILE.sig, which `upload` takes along."""
     with refusing():
         signature = file.with_name(file.name + ".sig")
         signature.write_text(sign_bytes(_read(file), key, password))
-        say(f"wrote {signature}")
+        tell(f"wrote {signature}", {"file": str(file), "signature": str(signature)}, as_json=as_json)
 
 
 @registry.command()
-def migrate(database: DatabaseOption = None) -> None:
+def migrate(database: DatabaseOption = None, as_json: JsonOption = False) -> None:
     """Make the tables, or bring them up to this release; the server and every command do it by themselves, too."""
     with opened(database) as (opened_database, _):
-        say(f"{opened_database!r} is at this release")
+        told = {"database": repr(opened_database), "changes": opened_database.sequence()}
+        tell(f"{opened_database!r} is at this release", told, as_json=as_json)
 
 
 @audit.command("list")
