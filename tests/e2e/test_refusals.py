@@ -124,6 +124,15 @@ def test_a_body_too_large_is_a_413(server: Server) -> None:
     assert (status, error["code"]) == (413, "request_too_large")
 
 
+def test_what_is_over_a_bound_is_refused_before_anything_is_made_of_it(server: Server) -> None:
+    for headers in ({f"x-{i}": "" for i in range(101)}, {"x-long": "x" * (33 << 10)}):
+        reply = httpx.get(f"{server.base_url}/v1/models", headers=headers)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (431, "headers_too_large")
+    status, error = post_text(server, '{"prompt": ' + "[" * 64 + "]" * 64 + "}")
+    assert (status, "nested more than 64 deep" in error["message"]) == (400, True)
+    refused(server, 400, "invalid_steering", "steering.edits", steering={"edits": [EDIT] * 65})
+
+
 @pytest.mark.parametrize(
     "path", ["/docs", "/redoc", "/tokenize", "/pause", "/v1/responses/resp_1", "/v1/models/", "/health", "/"]
 )
