@@ -69,7 +69,7 @@ def _operation(method: str, path: str, told: Operation) -> dict[str, Any]:
             "name": name,
             "in": "path",
             "required": True,
-            "schema": _SEGMENTS.get(name, {"type": "string", "minLength": 1}),
+            "schema": _segment(name, names),
         }
         for name in names
     ] + [
@@ -97,6 +97,7 @@ def _operation(method: str, path: str, told: Operation) -> dict[str, Any]:
 
 
 def _segment(name: str, names: list[str]) -> dict[str, Any]:
+    """The schema of a part of a path, among all of its parts."""
     if name == "kind":
         return {"enum": ["key", "alias"] if "subject" in names else ["fleet"]}
     return _SEGMENTS[name]
