@@ -26,7 +26,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="trimtab-tutorial-") as folder:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIMTAB_") or k == "TRIMTAB_CACHE"}
         environment["TRIMTAB_DATABASE"] = f"sqlite:///{folder}/trimtab.db"
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        if not args.install:
+            environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         return subprocess.run(["bash", "-c", script(args.install)], cwd=folder, env=environment, check=False).returncode
 
 
