@@ -41,7 +41,7 @@ def test_a_key_opens_what_its_scopes_say(keys: Keys) -> None:
 
 def test_the_database_never_holds_a_key(keys: Keys, database: Database) -> None:
     _, text = keys.create(label="app", scopes=INFER, actor="cli:me")
-    secret = text.rpartition("_")[2]
+    secret = text.split("_", 2)[2]
     with database.read() as connection:
         tables = sa.inspect(connection).get_table_names()
         rows = [tuple(row) for table in tables for row in connection.exec_driver_sql(f"SELECT * FROM {table}")]

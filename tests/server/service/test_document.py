@@ -23,7 +23,7 @@ from trimtab.server.service.document import Body, body_of
 def test_what_would_be_taken_for_something_else_is_refused_and_all_of_it(
     kind: type[Body], fields: dict[str, Any], at_fault: list[str]
 ) -> None:
-    """`"expires_at": 0` made a key that had expired in 1970, and answered 201; the last of the year 9999, elsewhere, was a 500."""
+    """`"expires_at": 0` made a key that had expired in 1970, and answered 201; the end of the year 9999 in the west was a 500."""
     with pytest.raises(InvalidRequest) as caught:
         body_of(kind, fields)
     assert sorted(violation.field for violation in caught.value.violations) == at_fault

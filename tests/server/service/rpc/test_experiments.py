@@ -21,7 +21,6 @@ from trimtab.v1 import inference_pb2, steering_pb2
 from trimtab.v1.experiment_service_pb2_grpc import ExperimentServiceStub
 from trimtab.v1.inference_pb2_grpc import InferenceServiceStub
 
-
 NAN = Struct(fields={"alpha": Value(number_value=float("nan"))})
 FAR = v1.Outcome(response_id="chatcmpl-" + "0" * 32, name="harm", value=1, at=Timestamp(seconds=2**62))
 
