@@ -37,7 +37,7 @@ def script(install: bool) -> str:
     for title, text in _STEP.findall(PAGE.read_text()):
         if title.startswith("1 ") and not install:
             continue
-        code = "\n".join(_BLOCK.findall(text)).replace(_CLONE, str(ROOT))
+        code = "\n".join(_BLOCK.findall(text)).replace(_CLONE, f"--quiet {ROOT} trimtab")
         lines += [f"echo; echo '== {title}'; step=$SECONDS", code, f"echo '== {title}: '$((SECONDS - step))' s'"]
     return "\n".join([*lines, "echo '== in all: '$((SECONDS - began))' s'"])
 
