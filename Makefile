@@ -91,7 +91,7 @@ fuzz: $(READY) ## thousands of hostile requests over HTTP and gRPC, the OpenAPI 
 .PHONY: fuzz
 
 test-deploy: $(READY) ## the Dockerfile by hadolint, the chart by Helm's engine and the schemas of Kubernetes
-	$(PIP) install -q '.[deploy]'
+	$(PIP) install -q -e '.[deploy]'
 	$(BIN)/python -m pytest -m deploy tests/deploy
 
 constraints: $(READY) ## pin what the container installs to what this environment has

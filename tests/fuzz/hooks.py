@@ -49,7 +49,7 @@ def before_call(context: Any, case: Any, _kwargs: dict[str, Any]) -> None:
     chance = Random(repr(body))
     if chance.random() < 0.75:
         body = _known(body)
-    if chance.random() < 0.5:
+    if chance.random() < 0.1:
         body = _likely(path, body, chance)
     case.body = _short(path, body)
 
@@ -67,8 +67,9 @@ def _known(body: dict[str, Any]) -> dict[str, Any]:
 
 def _likely(path: str, body: dict[str, Any], chance: Random) -> dict[str, Any]:
     """The same with a text that can be run, and three of its other fields: with a dozen at random hardly one is admitted."""
+    steering = {"steering": {"bundle": "calm"}} if "arms" not in body and chance.random() < 0.5 else {}
     kept = {"model", "arms", *chance.sample(sorted(body), min(3, len(body)))} - {"messages", "prompt", "input"}
-    return {name: value for name, value in body.items() if name in kept} | _GENERATION[path]
+    return {name: value for name, value in body.items() if name in kept} | steering | _GENERATION[path]
 
 
 def _short(path: str, body: dict[str, Any]) -> dict[str, Any]:
