@@ -25,15 +25,30 @@ _GENERATION: dict[str, dict[str, Any]] = {
 }
 """The routes that run the model, and a text that each can run."""
 _UPLOADS = ("/v1/steering/bundles", "/admin/v1/bundles")
+_DEFINITION: dict[str, Any] = {
+    "hypothesis": "Both arms do the same.",
+    "aa": True,
+    "unit": "user",
+    "arms": [{"key": "control", "weight": 0.5}, {"key": "other", "weight": 0.5}],
+    "primary": {"key": "harm", "outcome": "harm"},
+    "minimum_effect": 0.1,
+}
 
 
 @schemathesis.hook
 def before_generate_body(context: Any, strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Uploads are real bundles half of the time: what nobody can upload, nobody can promote, pin or revoke."""
+    """Uploads are real bundles half of the time, and experiments real ones: what nobody can make, nobody can change."""
+    path, method = context.operation.path, context.operation.method.upper()
+    if (method, path) == ("POST", "/admin/v1/experiments"):
+        return st.one_of(strategy, st.integers(0, 10**6).map(_experiment))
     files = sorted(Path(os.environ["FUZZ_BUNDLES"]).glob("*.tt"))
-    if context.operation.path not in _UPLOADS or not files:
+    if path not in _UPLOADS or not files:
         return strategy
     return st.one_of(strategy, st.sampled_from([Binary(file.read_bytes()) for file in files]))
+
+
+def _experiment(number: int) -> dict[str, Any]:
+    return {"definition": {"key": f"fuzz-{number}", **_DEFINITION}, "reason": "a test"}
 
 
 @schemathesis.hook

@@ -35,6 +35,12 @@ _SEGMENTS: Mapping[str, dict[str, Any]] = {
     "subject": {"type": "string", "minLength": 1},
 }
 _ANY_BYTES = {"type": "string", "format": "binary"}
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "description": "Each event; its data is JSON, or `[DONE]`.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 
 
 @cache
@@ -139,7 +145,15 @@ def _schema(name: str, media: str) -> dict[str, Any]:
     if name:
         parts = [ref(part) for part in name.split("|")]
         return parts[0] if len(parts) == 1 else {"anyOf": parts}
-    return {"type": "object"} if media == "application/json" else _ANY_BYTES if "octet" in media else {"type": "string"}
+    match media:
+        case "application/json":
+            return {"type": "object"}
+        case "application/octet-stream":
+            return _ANY_BYTES
+        case "text/event-stream":
+            return _EVENT
+        case _:
+            return {"type": "string"}
 
 
 def _id(method: str, path: str) -> str:

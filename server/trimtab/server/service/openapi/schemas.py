@@ -38,6 +38,8 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "gate_firings", "special_tokens")
 NUMBER: Schema = {"type": "number"}
 FLAG: Schema = {"type": "boolean"}
+PLAN: Schema = {"type": "string", "pattern": "^sha256:[0-9a-f]{32}$"}
+DIGEST: Schema = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
 
 
 def ref(name: str) -> Schema:
@@ -84,7 +86,8 @@ def components() -> dict[str, Schema]:
     }
     for name, model in own.items():
         _add(found, name, model, extra=_STEERED.get(name))
-    _add(found, "BundleHeader", Header, mode="serialization")
+    shown = {"hook_point": TEXT, "content_hash": DIGEST, "pinned": FLAG}
+    _add(found, "BundleShown", Header, mode="serialization", extra=shown, requires=tuple(shown))
     for name, model in (
         ("ChatCompletionRequest", ChatCompletionRequest),
         ("CompletionRequest", CompletionRequest),
@@ -102,7 +105,7 @@ def components() -> dict[str, Schema]:
         ("Completion", CompletionResponse),
         ("Response", ResponsesResponse),
     ):
-        _add(found, name, model, mode="serialization", extra={"steering": ref("Applied")}, requires="steering")
+        _add(found, name, model, mode="serialization", extra={"steering": ref("Applied")}, requires=("steering",))
     _add(found, "Tokens", TokenizeResponse, mode="serialization")
     _add(found, "Detokenized", DetokenizeResponse, mode="serialization")
     found["ComparisonRequest"] = _comparison(found)
@@ -116,7 +119,7 @@ def _add(
     *,
     mode: Any = "validation",
     extra: Mapping[str, Schema] | None = None,
-    requires: str | None = None,
+    requires: tuple[str, ...] = (),
 ) -> None:
     schema = model.model_json_schema(mode=mode, ref_template=_TEMPLATE)
     parts = schema.pop("$defs", {})
@@ -125,8 +128,8 @@ def _add(
         parts = {}
         properties = {key: _shallow(value) for key, value in properties.items()}
     schema["properties"] = properties | dict(extra or {})
-    if requires is not None:
-        schema["required"] = [*schema.get("required", ()), requires]
+    if requires:
+        schema["required"] = [*schema.get("required", ()), *requires]
     if model.__doc__ is None or "description" not in schema:
         schema.pop("description", None)
     # Parts that two models share are one; OpenAI's and vLLM's never have the same name with another meaning.
@@ -173,7 +176,6 @@ def _list(of: Schema) -> Schema:
 
 
 def _answers() -> dict[str, Schema]:
-    digest = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
     counts = dict.fromkeys(
         ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "gate_firings", "special_tokens"), COUNT
     )
@@ -186,7 +188,7 @@ def _answers() -> dict[str, Schema]:
     running = {"enum": ["end", "finish"]}
     version = {
         "reference": TEXT, "name": TEXT, "number": {"type": "integer", "minimum": 1},
-        "state": {"enum": ["draft", "active", "revoked"]}, "is_default": FLAG, "content_hash": digest, "file_digest": digest,
+        "state": {"enum": ["draft", "active", "revoked"]}, "is_default": FLAG, "content_hash": DIGEST, "file_digest": DIGEST,
         "n_bytes": COUNT, "model": TEXT, "fingerprint": TEXT, "hook_point": TEXT, "behaviour": TEXT, "signed": FLAG,
         "created_at": TEXT, "created_by": TEXT, "changed_at": TEXT, "reason": TEXT,
         "running": {"enum": [*running["enum"], None]}, "not_loaded": NULLABLE_TEXT,
@@ -197,7 +199,7 @@ def _answers() -> dict[str, Schema]:
     }  # fmt: skip
     summary = _object(
         {
-            "name": TEXT, "content_hash": digest, "behaviour": TEXT, "model": TEXT, "hook_point": TEXT, "n_latents": COUNT,
+            "name": TEXT, "content_hash": DIGEST, "behaviour": TEXT, "model": TEXT, "hook_point": TEXT, "n_latents": COUNT,
             "n_vectors": COUNT, "edits": {"type": "array", "items": ref("RecommendedEdit")}, "pinned": FLAG,
         }
     )  # fmt: skip
@@ -211,7 +213,7 @@ def _answers() -> dict[str, Schema]:
     entry = _object(
         {
             "sequence": {"type": "integer", "minimum": 1}, "at": TEXT, "actor": TEXT, "action": TEXT, "subject": TEXT,
-            "detail": {"type": "object"}, "previous": digest, "digest": digest,
+            "detail": {"type": "object"}, "previous": DIGEST, "digest": DIGEST,
         }
     )  # fmt: skip
     latent = _object({"latent": COUNT, "activation": NUMBER, "fraction_of_max": NUMBER})
@@ -239,14 +241,14 @@ def _answers() -> dict[str, Schema]:
             "description": "What was applied, counted where it was applied.",
             "properties": {
                 "status": {"enum": ["applied", "not_requested", "requested", "failed_open", "killed"]},
-                "plan": digest, "bundles": {"type": "array", "items": TEXT}, **counts, **norms,
+                "plan": PLAN, "bundles": {"type": "array", "items": TEXT}, **counts, **norms,
                 "hook_points": {"type": "object", "additionalProperties": _object({**counts, **norms})},
             },
             "required": ["status"],
         },
         "Validation": _object(
             {
-                "valid": {"const": True}, "plan": digest, "bundles": {"type": "array", "items": TEXT},
+                "valid": {"const": True}, "plan": PLAN, "bundles": {"type": "array", "items": TEXT},
                 "hook_points": {"type": "array", "items": TEXT}, "n_rows": COUNT,
             }
         ),
@@ -255,7 +257,7 @@ def _answers() -> dict[str, Schema]:
         ),
         "Reading": _object(
             {
-                "object": {"const": "steering.inspection"}, "bundle": TEXT, "content_hash": digest, "hook_point": TEXT,
+                "object": {"const": "steering.inspection"}, "bundle": TEXT, "content_hash": DIGEST, "hook_point": TEXT,
                 "tokens": {"type": "array", "items": token}, "steering": ref("Applied"),
             }
         ),
@@ -265,8 +267,7 @@ def _answers() -> dict[str, Schema]:
         "Recorded": {"type": "object"},
         "Looks": {"type": "object", "description": "docs/experiments.md has its fields."},
         "Models": _list(card), "Bundle": summary, "Bundles": _list(summary),
-        "BundleShown": {"allOf": [ref("BundleHeader")], "required": ["hook_point", "content_hash", "pinned"]},
-        "Removed": _object({"name": TEXT, "content_hash": digest, "deleted": {"const": True}}),
+        "Removed": _object({"name": TEXT, "content_hash": DIGEST, "deleted": {"const": True}}),
         "Workers": _list({"type": "object", "required": ["layers", "bundles", "requests"]}),
         "Version": _object(version), "Versions": _list(_object(version)),
         "Key": _object(key), "Keys": _list(_object(key)),
