@@ -46,8 +46,10 @@ def needed(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str
 
 
 def test_everything_that_the_container_installs_is_pinned() -> None:
-    """What was added since `make constraints` would be whatever is newest on the day of the build. (`pip freeze` leaves setuptools
-    out.)"""
+    """What was added since `make constraints` would be whatever is newest on the day of the build.
+
+    `pip freeze` leaves setuptools out.
+    """
     constraints = (ROOT / "server/deploy/constraints.txt").read_text()
     pinned = {canonicalize_name(line.partition("==")[0]) for line in constraints.splitlines()}
     more = re.search(r"^ARG MORE=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
