@@ -9,17 +9,14 @@ import pytest
 
 from tests.server.experiments.examples import HOUR, NOON, written
 from trimtab.server.database.database import Database, text_of
-from trimtab.server.experiments.definition import TextSampling
 from trimtab.server.experiments.documents import results_of
 from trimtab.server.experiments.exposures import Exposure, Exposures, Status
 from trimtab.server.experiments.keeper import Keeper
 from trimtab.server.experiments.lifecycle import Record
 from trimtab.server.experiments.measurements import Measurements
 from trimtab.server.experiments.outcomes import Outcome, Outcomes
-from trimtab.server.experiments.retention import Retention
 from trimtab.server.experiments.safety import Advice
 from trimtab.server.experiments.store import ACTOR, Experiments
-from trimtab.server.experiments.texts import Texts, sampled
 
 KEY = "calm-replies"
 RAMP = [{"coverage": 0.1, "hold_hours": 1, "min_units": 4}, {"coverage": 0.5}]
@@ -37,7 +34,6 @@ class House:
         self.experiments = Experiments(self.database)
         self.measurements = Measurements(self.database)
         self.outcomes = Outcomes(self.database)
-        self.retention = Retention(self.database, self.experiments, self.outcomes, Texts(self.database))
         self.keepers = [self.keeper(), self.keeper()]
         rails = [{"metric": RUDE, "margin": 0.1}]
         definition = written(**({"arms": ARMS, "ramp": RAMP, "guardrails": rails} | changes))
@@ -45,7 +41,7 @@ class House:
         self.experiments.change(KEY, "start", actor="ann", reason="go")
 
     def keeper(self) -> Keeper:
-        return Keeper(self.experiments, self.measurements, self.retention, every_seconds=5, clock=lambda: self.now)
+        return Keeper(self.experiments, self.measurements, every_seconds=5, clock=lambda: self.now)
 
     def look(self) -> Any:
         for keeper in self.keepers:
@@ -156,16 +152,3 @@ def test_replies_that_were_not_steered_as_asked_roll_back(house: House) -> None:
 def test_what_is_fine_is_left_alone(house: House) -> None:
     house.expose(200)
     assert house.look().state == "running"
-
-
-def test_a_replica_that_starts_forgets_texts_that_are_past_their_days(house: House) -> None:
-    sampling = TextSampling(share=1, days=2)
-    text = sampled(
-        sampling, response_id="a" * 32, experiment=KEY, arm="calm", at=text_of(NOON), prompt="hi", reply="ho"
-    )
-    Exposures(house.database)._insert([], {}, [text])
-    for days, left in ((1.9, 1), (2.1, 0)):
-        house.now = NOON + timedelta(days=days)
-        house.keeper().look()
-        with house.database.read() as connection:
-            assert connection.exec_driver_sql("SELECT count(*) FROM sampled_text").scalar_one() == left

@@ -1,6 +1,6 @@
 """What a purge deletes, what it leaves, and that it is finished by whoever looks next."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -56,8 +56,9 @@ class Archive:
         Exposures(self.database)._insert(made, {(key, "assigned"): n}, texts)
         Outcomes(self.database).record(tuple(Outcome(one.response_id, "harm", "", 1.0, AT) for one in made))
 
-    def keeper(self, **options: Any) -> Retention:
-        return Retention(self.database, self.experiments, Outcomes(self.database), Texts(self.database), **options)
+    def retention(self, now: datetime = NOON, **options: Any) -> Retention:
+        outcomes, texts = Outcomes(self.database), Texts(self.database)
+        return Retention(self.database, self.experiments, outcomes, texts, clock=lambda: now, **options)
 
     def counts(self) -> list[int]:
         """Exposures, outcomes, texts, tallies."""
@@ -78,9 +79,9 @@ def test_a_purge_deletes_what_was_measured_and_nothing_of_anybody_else(
     monkeypatch.setattr(retention, "BATCH", 7)
     assert archive.counts() == [31, 31 + 3, 6, 3]
     archive.experiments.change(KEY, "purge", **ME)
-    assert archive.keeper().sweep() == 25 + 25 + 1
+    assert archive.retention().sweep() == 25 + 25 + 1
     assert archive.counts() == [6, 6 + 2, 6, 2]
-    assert archive.keeper().sweep() == 0
+    assert archive.retention().sweep() == 0
     entry = archive.database.entries()[-1]
     assert (entry.action, entry.detail["exposures"], entry.detail["reason"]) == ("experiment.purge", 25, "because")
     assert archive.experiments.find(KEY).definition.key == KEY
@@ -97,8 +98,14 @@ def test_an_experiment_that_goes_on_cannot_be_purged(archive: Archive) -> None:
 def test_what_a_crash_left_or_came_late_goes_at_the_next_look(archive: Archive) -> None:
     archive.experiments.change(KEY, "purge", **ME)
     archive.write(KEY, 500, 2)
-    archive.keeper().forget(NOON)
+    archive.retention().look()
     assert archive.counts()[0] == 6
+
+
+def test_a_replica_that_starts_deletes_texts_that_are_past_their_days(archive: Archive) -> None:
+    for days, left in ((29.9, 6), (30.1, 0)):
+        archive.retention(NOON + timedelta(days=days)).look()
+        assert archive.counts()[2] == left
 
 
 def test_nothing_is_purged_by_itself_unless_days_are_set_and_then_once(archive: Archive) -> None:
@@ -110,7 +117,7 @@ def test_nothing_is_purged_by_itself_unless_days_are_set_and_then_once(archive: 
         (30, {"purge_after_days": 30}, "purged"),
         (31, {"purge_after_days": 30}, "purged"),
     ):
-        archive.keeper(**options).forget(archived_at + timedelta(days=days))
+        archive.retention(archived_at + timedelta(days=days), **options).look()
         assert archive.experiments.find(KEY).state == state
     trail = archive.experiments.history(KEY)
     assert [change["action"] for change in trail].count("purge") == 1

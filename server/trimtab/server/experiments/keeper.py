@@ -1,4 +1,4 @@
-"""Looks after experiments: rolls them back when they harm, stops them when they are over, ramps them up; forgets what is too old.
+"""Looks after experiments: rolls them back when they harm, stops them when they are over, ramps them up.
 
 Every replica has one. None of them leads: a change names the revision that it was decided on, so of two that decide alike one is
 told that it is late, and the clock of any of them may be wrong without more than a hold that is kept too long.
@@ -15,14 +15,12 @@ from trimtab.server.experiments.documents import results_of
 from trimtab.server.experiments.errors import ExperimentState, StaleRevision
 from trimtab.server.experiments.lifecycle import Record
 from trimtab.server.experiments.measurements import Measurements
-from trimtab.server.experiments.retention import Retention
 from trimtab.server.experiments.safety import Advice, advise
 from trimtab.server.experiments.store import ACTOR, Experiments
 
 __all__ = ["Keeper"]
 
 MAX_REASON = 1000
-FORGET_SECONDS = 3600.0
 SHARE = 0.05
 """Of its time that a replica spends on looking, at most."""
 log = logging.getLogger("trimtab")
@@ -35,17 +33,14 @@ class Keeper:
         self,
         experiments: Experiments,
         measurements: Measurements,
-        retention: Retention,
         *,
         every_seconds: float,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._experiments = experiments
         self._measurements = measurements
-        self._retention = retention
         self._every_seconds = every_seconds
         self._clock = clock
-        self._forgets_at = time.monotonic()
 
     def look(self) -> float:
         """Seconds until it should look again."""
@@ -56,9 +51,6 @@ class Keeper:
                     self._look_at(record)
                 except TrimtabError as e:
                     log.error("experiment %s cannot be looked at: %s", record.definition.key, e.message)
-        if time.monotonic() >= self._forgets_at:
-            self._retention.forget(self._clock())
-            self._forgets_at = time.monotonic() + FORGET_SECONDS
         return max(self._every_seconds, (time.monotonic() - start) / SHARE)
 
     def _look_at(self, record: Record) -> None:

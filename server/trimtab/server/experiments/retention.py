@@ -10,11 +10,12 @@ An outcome of a unit goes with the unit's last exposure: it is another experimen
 experiment has seen stays.
 """
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from trimtab.server.database.database import Database
+from trimtab.server.database.database import Database, utc_now
 from trimtab.server.database.schema import experiment, experiment_tally, exposure, outcome
 from trimtab.server.experiments.errors import ExperimentState, StaleRevision
 from trimtab.server.experiments.outcomes import Outcomes
@@ -23,6 +24,7 @@ from trimtab.server.experiments.texts import Texts
 
 __all__ = ["Retention"]
 
+EVERY_SECONDS = 3600.0
 BATCH = 1_000
 
 
@@ -37,19 +39,23 @@ class Retention:
         texts: Texts,
         *,
         purge_after_days: float | None = None,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._database = database
         self._experiments = experiments
         self._outcomes = outcomes
         self._texts = texts
         self._purge_after_days = purge_after_days
+        self._clock = clock
 
-    def forget(self, now: datetime) -> None:
-        """Deletes all that is to go by now."""
+    def look(self) -> float:
+        """Deletes all that is to go by now; seconds until it should look again."""
+        now = self._clock()
         self._outcomes.forget_pending(now=now)
         self._texts.forget(now=now)
         self._purge_archived(now)
         self.sweep()
+        return EVERY_SECONDS
 
     def sweep(self) -> int:
         """How many rows of purged experiments there were, and are no more."""

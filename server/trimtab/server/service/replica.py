@@ -85,7 +85,7 @@ class Replica:
         self.retention = Retention(
             database, self.experiments, self.outcomes, self.texts, purge_after_days=purge_after_days
         )
-        self._keeper = Keeper(self.experiments, self.measurements, self.retention, every_seconds=experiment_seconds)
+        self._keeper = Keeper(self.experiments, self.measurements, every_seconds=experiment_seconds)
         self.digest = secret.digest
         self.guard = Guard(secret, operator_key=operator_key)
         self.limits = Limits(max_requests)
@@ -114,7 +114,9 @@ class Replica:
         self._tasks = [
             asyncio.create_task(self.follower.run()),
             asyncio.create_task(self._keep_loaded()),
-            asyncio.create_task(self._keep_experiments()),
+            asyncio.create_task(_look(self._keeper.look, "experiments cannot be looked at")),
+            # Apart, as a purge may take minutes, and a rollback may not.
+            asyncio.create_task(_look(self.retention.look, "what is too old cannot be deleted")),
         ]
 
     async def close(self) -> None:
@@ -174,19 +176,6 @@ class Replica:
             log.warning("%d running requests were ended by change %d", ended, snapshot.sequence)
         self._moved.set()
 
-    async def _keep_experiments(self) -> None:
-        wait = 0.0
-        while True:
-            await asyncio.sleep(wait)
-            try:
-                wait = await asyncio.to_thread(self._keeper.look)
-            except TrimtabError as e:
-                log.error("experiments cannot be looked at: %s", e.message)
-                wait = RETRY_SECONDS
-            except Exception:
-                log.exception("experiments cannot be looked at")
-                wait = RETRY_SECONDS
-
     async def _keep_loaded(self) -> None:
         while True:
             with suppress(TimeoutError):
@@ -214,6 +203,20 @@ class Replica:
                 self.not_loaded.pop(reference, None)
                 if reference not in self.catalogue.wanted():  # It was revoked meanwhile.
                     self._shelf.withdraw(reference)
+
+
+async def _look(look: Callable[[], float], failure: str) -> None:
+    """Looks again and again, after so many seconds as each look says."""
+    while True:
+        try:
+            wait = await asyncio.to_thread(look)
+        except TrimtabError as e:
+            log.error("%s: %s", failure, e.message)
+            wait = RETRY_SECONDS
+        except Exception:
+            log.exception(failure)
+            wait = RETRY_SECONDS
+        await asyncio.sleep(wait)
 
 
 def _revoked(flight: Flight, snapshot: Snapshot) -> TrimtabError | None:
