@@ -116,7 +116,10 @@ def test_an_experiment_from_its_file_to_its_report(server: Server, client: Trimt
     assert history[:2] == [("create", "a try"), ("edit", "larger")]
     assert history[-1] == ("kill", "seen enough")
     assert KEY in run(server, "list", "--state", "stopped")
+    assert "0 texts" in run(server, "export", KEY, "texts", "--out", str(tmp_path / "t.jsonl"))
     run(server, "archive", KEY, "--reason", "done")
+    assert "is purged" in run(server, "purge", KEY, "--reason", "a year is over")
+    assert "was purged on" in run(server, "results", KEY, code=2)
 
 
 def test_what_is_refused_says_why_and_what_is_allowed(server: Server, client: Trimtab, tmp_path: Path) -> None:

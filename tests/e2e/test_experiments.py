@@ -12,12 +12,14 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from tests.conftest import Server
 from tests.e2e.test_generation import metric, wait_for
-from tests.e2e.test_operations import ME, MODEL, Stream, comm
+from tests.e2e.test_operations import LONG, ME, MODEL, Stream, comm
 from tests.processes import WITHIN, descendants
 from trimtab.server.database.database import Database
+from trimtab.server.database.schema import sampled_text
 from trimtab.server.experiments.assignment import assign
 from trimtab.server.experiments.store import Experiments
 from trimtab.v1 import experiment_service_pb2, inference_pb2
@@ -181,6 +183,26 @@ def test_every_kind_of_reply_can_be_told_of_by_its_id(server: Server, lab: Calla
     assert len(of.exported("outcomes", 4)) == 4
     unknown = server.post("/v1/outcomes", {"outcomes": [{"response_id": "chatcmpl-1", "name": "harm", "value": 1}]})
     assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "outcomes[0].response_id")
+
+
+def test_texts_are_kept_where_the_definition_says_so_and_nowhere_else(server: Server, lab: Callable[..., Lab]) -> None:
+    asked = "Whose question is this, if not mine?"
+    for text in ({"text": {"share": 1, "days": 1}}, {}):
+        of = lab(CONTROL, {"key": "calm", "steering": CALM}, **text)
+        whole = chat(server, user=of.user("calm"), messages=[{"role": "user", "content": asked}]).json()
+        stream = Stream(server, None, user=of.user("control"), max_tokens=5)
+        assert stream.wait() == "[DONE]"
+        of.exported("exposures", 2)
+        kept = {line["arm"]: (line["prompt"], line["reply"]) for line in of.exported("texts", 2 if text else 0)}
+        streamed = "".join(event["choices"][0]["text"] for event in stream.events[:-1] if event.get("choices"))
+        replies = {"calm": (asked, whole["choices"][0]["message"]["content"]), "control": (LONG["prompt"], streamed)}
+        assert kept == (replies if text else {})
+        of.post(f"/{of.key}/stop", {})
+    database = Database(server.database)
+    with database.read() as connection:
+        mine = connection.execute(sa.select(sa.func.count()).where(sampled_text.c.experiment == of.key))
+        assert mine.scalar_one() == 0
+    database.close()
 
 
 def test_a_unit_that_is_no_unit_is_served_and_counted(server: Server, lab: Callable[..., Lab]) -> None:
