@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 __all__ = ["forest_plot", "sequence_plot"]
 
@@ -40,6 +41,7 @@ def sequence_plot(looks: Sequence[Mapping[str, Any]], arm: str, minimum: float, 
         markersize=3,
     )
     axes.set_title(title, fontsize=9, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("units in the two arms", fontsize=8)
     axes.set_ylabel("difference to the control", fontsize=8)
     return _svg(figure, axes)
