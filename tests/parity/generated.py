@@ -53,6 +53,6 @@ def cases() -> tuple[Case, ...]:
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )(given(steerings(bundles()), prompts())(keep))
+    )(given(steerings(bundles(), conditional=True), prompts())(keep))
     draw()
     return tuple(drawn.values())

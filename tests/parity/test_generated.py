@@ -80,7 +80,9 @@ def test_the_cases_are_many_different_and_cover_the_language() -> None:
     assert {edit["operation"] for edit in edits} == {"add", "ablate", "clamp", "scale", "project"}
     assert {edit.get("unit", "raw") for edit in edits} == {"raw", "max_act", "resid_norm"}
     assert any("vector" in edit for edit in edits)
-    assert {"window", "tokens", "first_token"} <= {key for edit in edits for key in edit.get("scope", {})}
+    scopes = {key for edit in edits for key in edit.get("scope", {})}
+    assert scopes == {"window", "tokens", "first_token", "exclude_special"}
+    assert {edit["gate"]["mode"] for edit in edits if "gate" in edit} == {"token", "onward"}
     assert max(len(case.plan.layers) for case in ALL if case.plan) >= 3
     assert any("bundle" in (case.steering or {}) for case in ALL)
 

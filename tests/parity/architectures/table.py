@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from tests.parity.architectures.zoo import OTHER_ENGINE
 from trimtab.server.engine.kinds import KINDS
 
 __all__ = ["write"]
@@ -25,10 +24,7 @@ def _table(findings: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for found in sorted(findings, key=lambda found: str(found["architecture"]).lower()):
-        if found["name"] in OTHER_ENGINE:
-            parity = f"not compared | unsteered {found['unsteered_error']:.1g} | "
-        else:
-            parity = f"{'same' if found['same'] else 'DIFFERENT'} | {found['error']:.1e} | {found['effect']:.1e}"
+        parity = f"{'same' if found['same'] else 'DIFFERENT'} | {found['error']:.1e} | {found['effect']:.1e}"
         for name, kinds in found["measured"].items():
             where = name.removeprefix("vllm.model_executor.models.").removeprefix("transformers.models.")
             rows.append(

@@ -7,8 +7,8 @@
     batched  one tensor [1, rows, d_model]: it is the stream (layers of transformers, run by vLLM's transformers backend)
 
 Adding Δ to the first tensor is right for every kind; the kind says what is *read*. Every entry was verified by parity with
-transformers on a tiny random model, and by measuring it (`measurement`); DeepSeek-V2's by measuring alone. Figures, and how
-to add an entry: docs/architectures.md.
+transformers on a tiny random model, and by measuring it (`measurement`). Figures, and how to add an entry:
+docs/architectures.md.
 """
 
 from typing import Literal
