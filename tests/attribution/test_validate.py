@@ -46,7 +46,7 @@ def few() -> list[Pair]:
     return list({pair.prompt_key: pair for pair in held_out}.values())[:3]
 
 
-@pytest.mark.parametrize("scope", ["completion", "all"])
+@pytest.mark.parametrize("scope", ["completion", pytest.param("all", marks=pytest.mark.slow)])
 def test_margins_through_the_server_are_those_of_transformers(
     server: Server, model: SplitModel, tokenizer: Any, few: list[Pair], tmp_path: Path, scope: Any
 ) -> None:

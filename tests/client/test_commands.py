@@ -103,7 +103,7 @@ def test_arms_are_compared(server: Server) -> None:
     assert "control" in run.stdout
 
 
-@pytest.mark.parametrize("transport", ["http", "grpc"])
+@pytest.mark.parametrize("transport", ["http", pytest.param("grpc", marks=pytest.mark.slow)])
 def test_a_server_is_loaded_steered_and_not_in_turns(server: Server, transport: str) -> None:
     address = server.base_url if transport == "http" else f"grpc://{server.grpc}"
     load = ["--streams", "3", "--rounds", "1", "--max-tokens", "4", "--model", server.model, "--steer", "calm"]

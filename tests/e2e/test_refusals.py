@@ -166,6 +166,7 @@ def test_a_server_does_not_start_on_a_bundle_of_another_model(embedded_identity:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # `tests/server/service/test_flags.py` has them all, without a process
 def test_a_server_does_not_start_on_a_flag_that_breaks_steering(tmp_path: Path) -> None:
     command = [str(TRIMTAB), "serve", MODEL, "--port", "0", "--", "--api-server-count", "2", "--tokenizer", "gpt2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,24 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with the tables, to be copied: a migration takes a while, and hundreds of tests want one."""
+    file = tmp_path_factory.mktemp("migrated") / "trimtab.db"
+    database = Database(f"sqlite:///{file}")
+    database.migrate()
+    database.close()
+    return file
+
+
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(database_url: str, migrated: Path) -> Iterator[Database]:
     """A database with its tables."""
     opened = Database(database_url)
-    opened.migrate()
+    if opened.file is not None:
+        shutil.copy(migrated, opened.file)
+    else:
+        opened.migrate()
     yield opened
     opened.close()
 

@@ -1,6 +1,10 @@
 """An adapter and an edit compose, request by request, in one batch."""
 
+import pytest
+
 from tests.parity.architectures.conftest import Found
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_batch_with_and_without_adapter_and_edit_equals_transformers(adapters: Found) -> None:
