@@ -90,6 +90,11 @@ def test_vllms_own_checks_keep_their_field(server: Server) -> None:
     refused(server, 400, "invalid_request", "max_tokens", max_tokens=100_000)
 
 
+def test_a_field_that_vllm_looks_into_unseen_is_no_error_of_the_server(server: Server) -> None:
+    """A list where vLLM asks an object for a key was a 500."""
+    refused(server, 400, "invalid_request", "body", structured_outputs=[])
+
+
 def post_text(server: Server, text: str | bytes, media: str = "application/json") -> tuple[int, dict[str, Any]]:
     response = httpx.post(
         server.base_url + "/v1/completions", content=text, headers={"content-type": media}, timeout=60

@@ -433,6 +433,9 @@ def parsed(model: type[Any], document: Mapping[str, Any]) -> Any:
         NotImplementedError,
     ) as e:  # vLLM's validators raise some as they are.
         raise InvalidRequest([Violation(getattr(e, "parameter", None) or "body", str(e)[:400])]) from e
+    except (AttributeError, LookupError) as e:  # Some look into fields before anything has made sure of what they are.
+        why = f"has a field of another kind than vLLM reads: {e}"
+        raise InvalidRequest([Violation("body", why[:400])]) from e
 
 
 async def checked(result: Awaitable[Any]) -> Any:
