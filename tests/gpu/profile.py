@@ -1,6 +1,5 @@
 """Counts the kernels of a decode, idle and steered, and the memory that graphs took: run as a program on a GPU."""
 
-import json
 import os
 import sys
 import tempfile
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.parity.on_device import N_LAYERS, PROMPTS, bundles, model, plans
+from tests.parity.program import say
 from trimtab.server.engine.bundles import register_bundle
 from trimtab.server.engine.handshake import prove_llm
 from trimtab.server.engine.proof import KEY
@@ -72,4 +72,4 @@ def main(plugin: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\nFOUND " + json.dumps(main(sys.argv[1] == "plugin")) + "\n")
+    say(main(sys.argv[1] == "plugin"))

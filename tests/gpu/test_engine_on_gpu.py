@@ -1,23 +1,20 @@
 """The real engine on a GPU beside transformers: each kind of graph, both runners, bf16, tensor parallel; and idle steps."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.parity.test_on_device import found
+from tests.parity.program import found
 
 OUT = Path("build/gpu")
 MODES = ("NONE", "PIECEWISE", "FULL_DECODE_ONLY", "FULL", "FULL_AND_PIECEWISE")
 
 
 def ask(*arguments: str) -> dict[str, Any]:
-    answer = found(*arguments, "--cuda", "--tokens", "12")
+    answer = found("tests.parity.on_device", *arguments, "--cuda", "--tokens", "12")
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / f"parity-{'-'.join(a.strip('-') for a in arguments)}.json").write_text(json.dumps(answer))
     return answer
@@ -52,20 +49,8 @@ def test_two_gpus_equal_transformers(runner: str) -> None:
 
 def profiled(runner: str, plugin: bool) -> dict[str, Any]:
     """What `tests.gpu.profile` saw of one engine."""
-    environment = {**os.environ, "VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "v2"))}
-    if not plugin:
-        environment["VLLM_PLUGINS"] = ""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.profile", "plugin" if plugin else "plain"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    lines = [line.removeprefix("FOUND ") for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    assert (done.returncode, len(lines)) == (0, 1), done.stderr[-4000:]
-    answer: dict[str, Any] = json.loads(lines[0])
+    environment = {"VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "v2"))} | ({} if plugin else {"VLLM_PLUGINS": ""})
+    answer = found("tests.gpu.profile", "plugin" if plugin else "plain", **environment)
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / f"profile-{runner}-{'plugin' if plugin else 'plain'}.json").write_text(json.dumps(answer))
     return answer

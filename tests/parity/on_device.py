@@ -9,9 +9,7 @@ backend for the CPU; for V2 it is given the name of one, which is never called.
 """
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +21,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.bundles import random_bundle
+from tests.parity.program import say
 from tests.parity.reference import Reference
 from trimtab.attribution.bundle import Bundle, ModelIdentity
 from trimtab.server.engine.bundles import register_bundle
@@ -207,4 +206,4 @@ def prepare(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     given = _parser.parse_args()
     prepare(given)
-    sys.stdout.write("\nFOUND " + json.dumps(compare(given)) + "\n")
+    say(compare(given))
