@@ -219,15 +219,15 @@ def test_a_unit_that_is_no_unit_is_served_and_counted(server: Server, lab: Calla
 def test_under_load_no_exposure_is_lost(server: Server, lab: Callable[..., Lab]) -> None:
     of = lab(CONTROL, {"key": "calm", "steering": CALM}, grading=[{"grader": "the", "outcome": "the"}])
     with ThreadPoolExecutor(16) as pool:
-        replies = list(pool.map(lambda i: complete(server, user=f"user-{i}", max_tokens=2), range(160)))
+        replies = list(pool.map(lambda i: complete(server, user=f"user-{i}", max_tokens=2), range(96)))
     arms = [reply.json()["steering"]["experiment"]["arm"] for reply in replies]
-    wait_for(lambda: of.get("/health")["exposures"]["written"] == 160)
+    wait_for(lambda: of.get("/health")["exposures"]["written"] == 96)
     health = of.get("/health")
     assert health["exposures"]["dropped"] == 0
-    assert (health["healthy"], health["decisions"]) == (True, {"assigned": 160})
+    assert (health["healthy"], health["decisions"]) == (True, {"assigned": 96})
     assert {arm["key"]: arm["requests"] for arm in health["arms"]} == {arm: arms.count(arm) for arm in set(arms)}
-    assert len(of.exported("outcomes", 160)) == 160
-    assert sum(of.get("/results")["units"].values()) == 160
+    assert len(of.exported("outcomes", 96)) == 96
+    assert sum(of.get("/results")["units"].values()) == 96
 
 
 @pytest.mark.parametrize("hung", [False, True])
@@ -269,7 +269,7 @@ def test_a_breached_guardrail_is_rolled_back_by_the_server(
     rail = {"metric": {"key": "rude", "outcome": "rude", "direction": "decrease"}, "margin": 0.1}
     of = lab(CONTROL, {"key": "calm", "steering": CALM}, guardrails=[rail])
     with ThreadPoolExecutor(16) as pool:
-        replies = list(pool.map(lambda i: complete(server, user=f"user-{i}", max_tokens=1).json(), range(240)))
+        replies = list(pool.map(lambda i: complete(server, user=f"user-{i}", max_tokens=1).json(), range(160)))
     told = [
         {
             "response_id": reply["id"],

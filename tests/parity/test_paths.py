@@ -240,8 +240,8 @@ def test_a_prompt_of_whole_blocks_out_of_the_cache_is_as_cold(engine: Engine) ->
     text = few.prompt[:128]
     for wanted in (ADD, CLAMP, TAIL):
         engine.cold()
-        (cold,) = engine.ask([(text, wanted)])
-        (warm,) = engine.ask([(text, wanted)])
+        (cold,) = engine.ask([(text, wanted)], n_tokens=N_TOKENS)
+        (warm,) = engine.ask([(text, wanted)], n_tokens=N_TOKENS)
         assert (cold.cached, warm.cached) == (0, 96)
         assert same(warm, cold)
         check(warm, wanted)

@@ -208,11 +208,11 @@ def test_the_next_turn_of_a_prompt_scoped_plan_does_not_reuse_the_unedited_answe
     engine.cold()
     (first,) = engine.ask([(LONG, PROMPT)], n_tokens=80)
     following = first.prompt + first.tokens + first.prompt[:9]
-    (warm,) = engine.ask([(following, PROMPT)])
+    (warm,) = engine.ask([(following, PROMPT)], n_tokens=6)
     shared = (len(first.prompt) - 1) // BLOCK * BLOCK
     assert warm.cached == shared
     engine.cold()
-    (cold,) = engine.ask([(following, PROMPT)])
+    (cold,) = engine.ask([(following, PROMPT)], n_tokens=6)
     assert same(warm, cold)
     check(warm, PROMPT)
 
@@ -221,10 +221,10 @@ def test_the_next_turn_of_an_all_scoped_plan_reuses_the_edited_answer(engine: En
     engine.cold()
     (first,) = engine.ask([(LONG, ADD)], n_tokens=80)
     following = first.prompt + first.tokens + first.prompt[:9]
-    (warm,) = engine.ask([(following, ADD)])
+    (warm,) = engine.ask([(following, ADD)], n_tokens=6)
     assert warm.cached >= (len(first.prompt) + 79) // BLOCK * BLOCK
     engine.cold()
-    (cold,) = engine.ask([(following, ADD)])
+    (cold,) = engine.ask([(following, ADD)], n_tokens=6)
     assert same(warm, cold)
     check(warm, ADD)
 
