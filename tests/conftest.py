@@ -178,9 +178,9 @@ def _drains(server: Server) -> None:
         httpx.stream("POST", url, json=ask, timeout=STOP_SECONDS) as response,
         httpx.stream("POST", url, json=ask | {"max_tokens": 1000}, timeout=STOP_SECONDS) as holding,
     ):
-        lines = response.iter_lines()
+        lines, held = response.iter_lines(), holding.iter_lines()
         next(lines)
-        next(holding.iter_lines())
+        next(held)  # an iterator that nobody keeps closes its connection, and holds nothing
         os.killpg(server.process.pid, signal.SIGINT)  # ^C in a terminal reaches the engine's processes too.
         deadline = time.monotonic() + 10
         while httpx.get(server.base_url + "/readyz", timeout=30).status_code != 503 and time.monotonic() < deadline:
