@@ -21,8 +21,8 @@ EXPERIMENT, HEALTH = read_experiment(documents.EXPERIMENT), read_health(document
 RESULTS, LOOKS = read_results(documents.RESULTS), read_looks(documents.LOOKS)
 
 
-def shown(view: Any) -> str:
-    console = Console(width=160, record=True, color_system=None, file=open("/dev/null", "w"))  # noqa: SIM115
+def shown(view: Any, width: int = 160) -> str:
+    console = Console(width=width, record=True, color_system=None, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(view)
     console.file.close()
     return console.export_text()
@@ -148,6 +148,14 @@ def test_results_are_shown_with_their_verdicts_and_sequences() -> None:
     assert "3.5 days left" in text
     assert "per protocol" not in text
     assert "per protocol" in shown(views.results_view(RESULTS, every_population=True))
+
+
+def test_a_narrow_terminal_has_the_numbers_and_not_the_drawings() -> None:
+    """Symptom: at 80 columns the drawings took the place, and every other column was one letter wide."""
+    text = shown(views.results_view(RESULTS), width=80)
+    assert "├" not in text
+    for whole in ("metric", "control", "treated", "-0.11 [-0.2, -0.02]", "better"):
+        assert whole in text
 
 
 def test_what_is_wrong_is_shown() -> None:

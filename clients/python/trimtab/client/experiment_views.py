@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +14,8 @@ from trimtab.client.experiments import Effect, Experiment, ExperimentHealth, Exp
 __all__ = ["bar", "health_view", "history_view", "list_view", "results_view", "watch_view"]
 
 _WIDTH = 29
+_NARROW = 110
+"""Columns of a terminal below which the sequences are numbers alone."""
 _WHOLE = ("units", "difference", "sequence around 0", "worse by", "when")
 """Columns that are not broken over lines."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -81,7 +83,7 @@ def results_view(results: ExperimentResults, *, every_population: bool = False) 
     shown = [e for e in results.effects if every_population or e.population == "intent_to_treat"]
     lines: list[RenderableType] = [_head(results.key, results.state, results.coverage, results.revision)]
     lines += [Text(f"  {note}", "yellow") for note in results.notes]
-    lines.append(_effects_table(shown, results))
+    lines.append(_Effects(shown, results))
     if results.guardrails:
         lines.append(_guardrails_table(results.guardrails))
     lines.append(Text(_outlook(results), "dim"))
@@ -128,27 +130,37 @@ def bar(low: float | None, high: float | None, estimate: float | None, reach: fl
     return "".join(line)
 
 
-def _effects_table(effects: Sequence[Effect], results: ExperimentResults) -> Table:
-    table = _table("metric", "arm", "units", "control", "treated", "difference", "sequence around 0", "p", "")
+class _Effects:
+    """The table of effects, without its drawings where the terminal has no place for them."""
+
+    def __init__(self, effects: Sequence[Effect], results: ExperimentResults) -> None:
+        self._effects = effects
+        self._results = results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _effects_table(self._effects, self._results, draws=options.max_width >= _NARROW)
+
+
+def _effects_table(effects: Sequence[Effect], results: ExperimentResults, *, draws: bool) -> Table:
+    drawing = ("sequence around 0",) if draws else ()
+    table = _table("metric", "arm", "units", "control", "treated", "difference", *drawing, "p", "")
     for one in effects:
         is_primary = one.metric == results.primary
-        reach = 1.1 * max(
-            (
-                abs(end)
-                for e in effects
-                if e.metric == one.metric
-                for end in (e.low, e.high, e.estimate)
-                if end is not None
-            ),
-            default=0.0,
+        ends = (
+            abs(end)
+            for e in effects
+            if e.metric == one.metric
+            for end in (e.low, e.high, e.estimate)
+            if end is not None
         )
+        drawn = (bar(one.low, one.high, one.estimate, 1.1 * max(ends, default=0.0)),) if draws else ()
         verdict = _said(results.verdicts[one.arm]) if is_primary and one.population == "intent_to_treat" else Text("")
         if one.population != "intent_to_treat":
             verdict = Text(one.population.replace("_", " "), "dim")
         table.add_row(
             Text(one.metric, "bold" if is_primary else ""), one.arm, f"{one.n_control:,} · {one.n_treated:,}",
             _number(one.control), _number(one.treated), _interval(one.estimate, one.low, one.high),
-            bar(one.low, one.high, one.estimate, reach), f"{one.p:.2g}", verdict,
+            *drawn, f"{one.p:.2g}", verdict,
         )  # fmt: skip
     return table
 
