@@ -142,7 +142,7 @@ def server(embedded_identity: ModelIdentity, tmp_path_factory: pytest.TempPathFa
         _drains(running)
     finally:
         if process.poll() is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its engine too, gigabytes that outlive a server killed alone
             process.wait()
 
 
