@@ -285,7 +285,8 @@ def test_a_breached_guardrail_is_rolled_back_by_the_server(
     last = of.get("")["history"][-1]
     assert (last["action"], last["actor"]) == ("rollback", "server")
     assert last["reason"].startswith("guardrail rude: arm calm is worse")
-    assert complete(server, user="user-1").json()["steering"] == {"status": "not_requested"}
+    # The state was read from the database; assignment hears of it with the next look of the replica.
+    wait_for(lambda: complete(server, user="user-1").json()["steering"] == {"status": "not_requested"})
 
 
 def test_experiments_over_grpc_are_the_same(server: Server, lab: Callable[..., Lab]) -> None:
