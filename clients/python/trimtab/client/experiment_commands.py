@@ -16,7 +16,7 @@ from rich.live import Live
 from trimtab.client import experiment_views as views
 from trimtab.client.commands import AsJson, Key, Server, failures
 from trimtab.client.definition_file import read_definition
-from trimtab.client.experiments import Experiment
+from trimtab.client.experiments import OVER, Experiment
 from trimtab.client.http import Trimtab
 
 __all__ = ["experiment"]
@@ -230,7 +230,7 @@ def watch(
     """Results and health live, until the experiment is over or ^C. With --json, one object a look."""
     live = None if as_json else Live(console=Console(highlight=False), auto_refresh=False)
     with failures(), Trimtab(server, api_key=api_key) as client, live or nullcontext(), suppress(KeyboardInterrupt):
-        while _look(client, key, live) not in ("stopped", "archived", "purged"):
+        while _look(client, key, live) not in OVER:
             time.sleep(every)
 
 

@@ -12,6 +12,7 @@ from trimtab.client.bundles import read
 from trimtab.client.errors import TrimtabError
 
 __all__ = [
+    "OVER",
     "ArmHealth",
     "Change",
     "Effect",
@@ -30,6 +31,9 @@ __all__ = [
     "read_recorded",
     "read_results",
 ]
+
+OVER = ("stopped", "archived", "purged")
+"""States in which nobody will be enrolled again."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Experiment:
     @property
     def is_over(self) -> bool:
         """Whether it will never enrol again."""
-        return self.state in ("stopped", "archived", "purged")
+        return self.state in OVER
 
 
 @dataclass(frozen=True)
