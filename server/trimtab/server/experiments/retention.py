@@ -59,10 +59,20 @@ class Retention:
 
     def sweep(self) -> int:
         """How many rows of purged experiments there were, and are no more."""
+        left = [sa.exists().where(table.c.experiment == experiment.c.key) for table in (exposure, experiment_tally)]
+        purged = sa.select(experiment.c.key).where(experiment.c.state == "purged", sa.or_(*left))
         with self._database.read() as connection:
-            purged = sa.select(experiment.c.key).where(experiment.c.state == "purged")
             keys = connection.execute(purged).scalars().all()
-        return sum(self._sweep(key) for key in keys)
+        return sum(self.delete(key) for key in keys)
+
+    def delete(self, key: str) -> int:
+        """How many rows of a purged experiment there were, and are no more."""
+        n = 0
+        while batch := self._delete_batch(key):
+            n += batch
+        with self._database.append() as connection:
+            connection.execute(experiment_tally.delete().where(experiment_tally.c.experiment == key))
+        return n
 
     def _purge_archived(self, now: datetime) -> None:
         days = self._purge_after_days
@@ -76,14 +86,6 @@ class Retention:
                 self._experiments.change(key, "purge", actor=ACTOR, reason=reason, revision=record.revision)
             except (StaleRevision, ExperimentState):
                 continue  # Another replica was quicker.
-
-    def _sweep(self, key: str) -> int:
-        n = 0
-        while batch := self._delete_batch(key):
-            n += batch
-        with self._database.append() as connection:
-            connection.execute(experiment_tally.delete().where(experiment_tally.c.experiment == key))
-        return n
 
     def _delete_batch(self, key: str) -> int:
         of_replies = sa.select(exposure.c.response_id, exposure.c.unit).where(exposure.c.experiment == key)

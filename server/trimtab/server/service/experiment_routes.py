@@ -14,7 +14,7 @@ When a change is answered this replica goes by it; the others do within a second
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, get_args
 
@@ -91,15 +91,13 @@ def add_experiment_routes(app: FastAPI, replica: Replica) -> None:
         record = await replica.change(experiments.edit, request.path_params["key"], asked.definition, **options)
         return JSONResponse(documents.experiment(record))
 
-    async def start(request: Request) -> Response:
-        asked = await parsed(request, Move)
-        options = {"actor": actor(request), "reason": asked.reason, "revision": asked.revision}
-        return JSONResponse(documents.experiment(await started(replica, request.path_params["key"], **options)))
+    def does(change: Callable[..., Awaitable[Record]]) -> Callable[[Request], Any]:
+        async def move(request: Request) -> Response:
+            asked = await parsed(request, Move)
+            options = {"actor": actor(request), "reason": asked.reason, "revision": asked.revision}
+            return JSONResponse(documents.experiment(await change(replica, request.path_params["key"], **options)))
 
-    async def purge(request: Request) -> Response:
-        asked = await parsed(request, Move)
-        options = {"actor": actor(request), "reason": asked.reason, "revision": asked.revision}
-        return JSONResponse(documents.experiment(await purged(replica, request.path_params["key"], **options)))
+        return move
 
     def moves(action: Action) -> Callable[[Request], Any]:
         async def move(request: Request) -> Response:
@@ -114,8 +112,8 @@ def add_experiment_routes(app: FastAPI, replica: Replica) -> None:
 
     app.add_route(_PATH, create, methods=["POST"])
     app.add_route(f"{_PATH}/{{key}}", edit, methods=["PUT"])
-    app.add_route(f"{_PATH}/{{key}}/start", start, methods=["POST"])
-    app.add_route(f"{_PATH}/{{key}}/purge", purge, methods=["POST"])
+    app.add_route(f"{_PATH}/{{key}}/start", does(started), methods=["POST"])
+    app.add_route(f"{_PATH}/{{key}}/purge", does(purged), methods=["POST"])
     actions: tuple[Action, ...] = ("ramp", "approve", "pause", "resume", "stop", "kill", "archive")
     for action in actions:
         app.add_route(f"{_PATH}/{{key}}/{action}", moves(action), methods=["POST"])
@@ -227,7 +225,7 @@ async def purged(replica: Replica, key: str, **options: Any) -> Record:
         ExperimentState: it is not archived.
     """
     record = await replica.change(replica.experiments.change, key, "purge", **options)
-    await asyncio.to_thread(replica.retention.sweep)
+    await asyncio.to_thread(replica.retention.delete, key)
     return record
 
 
