@@ -180,10 +180,9 @@ def convert_sae(
 
         found = convert(source, out, layer=layer, model=model)
     n_latents, d_model = found.d_LD.shape
-    lines = [f"{out}: {n_latents} latents of width {d_model}, output of block {found.layer}"]
+    line = f"{out}: {n_latents} latents of width {d_model}, output of block {found.layer}"
     document = {"folder": str(out), "n_latents": n_latents, "d_model": d_model, "layer": found.layer}
-    notes = list(found.notes)
-    say("\n  ".join([*lines, *notes]), {**document, "notes": notes}, as_json=as_json)
+    say("\n  ".join([line, *found.notes]), {**document, "notes": list(found.notes)}, as_json=as_json)
 
 
 @bundle.command()

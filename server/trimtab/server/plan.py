@@ -110,7 +110,7 @@ class Plan(NamedTuple):
         for lo, hi in zip(cuts, ends, strict=False):  # without rows there are no cuts, and an end too many
             here = (row for row, (a, b) in zip(self.rows, bounds, strict=True) if a <= lo and (b is None or lo < b))
             # The window is not part of what the rows do here: blanked, so that prompt, completion and all share slots and blocks.
-            rows, key = _canonical(row if row.is_onward else PlanRow(row[0], EVERYWHERE, *row[2:]) for row in here)
+            rows, key = _canonical(row if row.is_onward else row._replace(window=EVERYWHERE) for row in here)
             if rows:
                 segments.append(Segment(lo, hi, rows, key))
         return tuple(segments)

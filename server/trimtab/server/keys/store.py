@@ -123,8 +123,8 @@ def keys_of(connection: Connection) -> tuple[Key, ...]:
 
 def _find(connection: Connection, key_id: str) -> Key:
     # PostgreSQL takes no NUL in a text, not even to look for it.
-    found = None if "\0" in key_id else connection.execute(sa.select(table).where(table.c.id == key_id))
-    row = None if found is None else found.mappings().first()
+    query = sa.select(table).where(table.c.id == key_id)
+    row = None if "\0" in key_id else connection.execute(query).mappings().first()
     if row is None:
         raise NotFound(f"there is no key {key_id[:20]!r}; `trimtab keys list` lists them", field="id")
     return _key(row)
