@@ -287,7 +287,8 @@ def test_limits_are_a_429_of_the_callers_and_a_503_of_the_server(fleet: list[Rep
 
     def at_once(key: str, n: int) -> list[httpx.Response]:
         with ThreadPoolExecutor(n) as pool:
-            asked = [pool.submit(fleet[0].generate, None, key, max_tokens=60, ignore_eos=True) for _ in range(n)]
+            # Long enough that none is over before the last one has come, on an idle machine too.
+            asked = [pool.submit(fleet[0].generate, None, key, max_tokens=240, ignore_eos=True) for _ in range(n)]
             return [reply.result() for reply in asked]
 
     two = at_once(make(concurrent_requests=2), 5)
