@@ -22,7 +22,7 @@ def register() -> None:
     if _registered:
         return
     pin.check()
-    from trimtab.server.engine import admission, bundles, op, prefix_cache, proof, ranks, worker
+    from trimtab.server.engine import admission, bundles, op, orphan, prefix_cache, proof, ranks, worker
 
     op.define()
     admission.patch()
@@ -32,4 +32,5 @@ def register() -> None:
     ranks.patch()
     proof.patch_front_end()
     worker.patch()
+    orphan.end_with_parent()
     _registered = True
