@@ -26,6 +26,16 @@ def engine() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="package")
+def compiled() -> Iterator[Engine]:
+    """An engine whose model is compiled, in minutes: once for all tests that ask it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        started = Engine(enforce_eager=False)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="package")
 def mixed(engine: Engine) -> dict[str, Answer]:
     """All cases, steered and not, in one batch on a cold cache."""
     return ask_cases(engine, (*UNSTEERED, *STEERED))

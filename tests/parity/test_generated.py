@@ -177,11 +177,10 @@ def test_all_generated_edits_preempted_equal_undisturbed(another: Engine, all_mi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("another", [{"enforce_eager": False}], indirect=True, ids=["compiled"])
 def test_all_generated_edits_compiled_equal_transformers(
-    another: Engine, reference: Callable[..., Any], record_property: Callable[[str, object], None]
+    compiled: Engine, reference: Callable[..., Any], record_property: Callable[[str, object], None]
 ) -> None:
-    answers = ask(another, ALL)
+    answers = ask(compiled, ALL)
     wanted = expected(reference, ALL, answers)
     record_property("max_logprob_difference", worst(answers, wanted))
     assert differences(ALL, answers, wanted) == []

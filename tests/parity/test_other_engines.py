@@ -19,15 +19,6 @@ BY_HASH = {bundle.content_hash: bundle for bundle in bundles().values()}
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Iterator[Engine]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        started = Engine(enforce_eager=False)
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
 def cramped() -> Iterator[Engine]:
     """Room for nine blocks of 32 tokens: requests that grow preempt each other."""
     with warnings.catch_warnings():
