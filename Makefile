@@ -56,7 +56,7 @@ demo-experiment: $(READY) ## a mitigation in front of simulated traffic: ramped,
 .PHONY: demo-experiment
 
 test: $(READY) ## the tests, in two processes: the offline engine in one, the server in the other
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 20 --durations-min 5
 
 test-long: $(READY) ## the slow tests too
 	$(BIN)/python -m pytest -m "not cuda and not deploy"
