@@ -28,7 +28,9 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 # Engines that share two cores wait for their workers asleep (tests/patient/patient.py).
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent / "patient"), os.environ.get("PYTHONPATH"))))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent / "patient"), os.environ.get("PYTHONPATH")))
+)
 # No test reads or writes the user's own database.
 os.environ["TRIMTAB_DATABASE"] = f"sqlite:///{Path(tempfile.mkdtemp(prefix='trimtab-')) / 'trimtab.db'}"
 

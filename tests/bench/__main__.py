@@ -1,10 +1,11 @@
 """What steering costs (`make bench`), beside plain vLLM, vllm-lens and a transformers loop with forward hooks.
 
-The engines are resident, each in processes of its own, and take turns: a round runs every condition of a cell once, and the order
-rotates, so that a machine's moods meet them alike. A ratio is plain vLLM's time over a condition's time in the same round. Plain
-vLLM is there twice, in processes of its own each: their mean is the base, and their ratio to each other is the noise, that of two
-processes included. Steered replies whose proof does not hold end the run. Rounds are kept in one JSON file: a run adds what is
-missing, so that it can be cut into pieces; another version of the code is not added to it.
+The engines are resident, each in processes of its own. What is held against a bar runs side by side, in turns of half a second
+(tests/bench/turns.py); elsewhere a round runs every condition once, one by one, in an order that rotates. A ratio is plain
+vLLM's time over a condition's time in the same round. Plain vLLM is there twice, in processes of its own each: their ratio to
+each other is the noise, that of two processes included. Steered replies whose proof does not hold end the run. Rounds are kept
+in one JSON file: a run adds what is missing, so that it can be cut into pieces; a cell keeps to one version of the code, and is
+measured anew with `--fresh`.
 """
 
 import argparse
@@ -22,11 +23,12 @@ from typing import Any
 from rich.console import Console
 
 from tests.bench.admission import plan_milliseconds, upload_seconds
-from tests.bench.conditions import BESIDE, CELLS, CHECK, CONDITIONS, Cell
+from tests.bench.conditions import BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned
 from tests.bench.document import document
 from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, start
 from tests.bench.report import tables
 from tests.bench.step import step_milliseconds
+from tests.bench.turns import run_in_turns
 
 OUT = Path("docs/benchmarks.json")
 DOCUMENT = Path("docs/benchmarks.md")
@@ -39,13 +41,13 @@ console = Console(highlight=False, soft_wrap=True)
 def main() -> int:
     """Runs what is missing, prints the tables, writes the JSON and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3 rounds of decode-16 without the other projects")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of turns-16 without the other projects")
     parser.add_argument("--cells", nargs="*", choices=[*CELLS, *ALONE], help="all by default")
     parser.add_argument("--rounds", type=int, help="per cell; each has its own number by default")
     parser.add_argument("--engines", nargs="*", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--conditions", nargs="*", choices=CONDITIONS, help="those of the cell by default")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no round after so many")
-    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before of what is chosen")
     parser.add_argument("--document", action="store_true", help=f"measure nothing; write {DOCUMENT} again")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
@@ -56,27 +58,37 @@ def main() -> int:
     chosen = args.cells if args.cells is not None else [*CELLS, *ALONE]
     if args.quick:
         ours = ["plain", "plain again", "trimtab"]
-        chosen, args.engines, args.rounds = args.cells or ["decode-16"], ours, args.rounds or 3
-    results = {} if args.fresh or not args.out.exists() else json.loads(args.out.read_text())
-    here = _machine()
-    if results.get("machine", here) | {"commit": None} != here | {"commit": None}:
-        raise SystemExit(
-            f"{args.out} was measured on another machine or version of the code; give --fresh, or another --out"
-        )
-    results = {"machine": here, "same_edit": {}, "cells": {}} | results
+        chosen, args.engines, args.rounds = args.cells or ["turns-16"], ours, args.rounds or 3
+    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    here, by = _machine(), {"commit": _git("rev-parse", "--short", "HEAD"), "code": _code()}
+    if results.get("machine", here) != here:
+        raise SystemExit(f"{args.out} was measured on another machine; remove it, or give another --out")
+    results = {"machine": here, "by": {}, "same_edit": {}, "cells": {}} | results
+    for name in chosen:
+        if args.fresh:
+            results["by"].pop(name, None)
+            results["cells"].pop(name, None)
+            results.pop(name, None)
+        if results["by"].setdefault(name, by)["code"] != by["code"]:
+            raise SystemExit(f"{name} of {args.out} was measured with other code; give --fresh, or another --out")
     if "vllm-lens" in args.engines:
         _fetch_lens()
     cells = {name: CELLS[name] for name in chosen if name in CELLS}
-    with ExitStack() as stack:
-        engines = {name: stack.enter_context(start(name)) for name in (args.engines if cells else ())}
-        for engine in engines.values():
-            engine.answer()
-        results["same_edit"] |= _same_edit(engines)
-        for name, cell in cells.items():
-            conditions = [c for c in args.conditions or cell.conditions if CONDITIONS[c].engine in engines]
-            cell = cell._replace(conditions=tuple(conditions), rounds=args.rounds or cell.rounds)
-            rounds = results["cells"].setdefault(name, {"settings": cell._asdict(), "rounds": []})["rounds"]
-            _measure(name, cell, engines, rounds, deadline, lambda: _write(args.out, results))
+    for needed in dict.fromkeys(_needed(cell, args.engines) for cell in cells.values()):
+        with ExitStack() as stack:
+            engines = {name: stack.enter_context(start(name)) for name in needed}
+            for engine in engines.values():
+                engine.answer()
+            results["same_edit"] |= _same_edit(engines)
+            for name, cell in cells.items():
+                if _needed(cell, args.engines) != needed:
+                    continue
+                there = [c for c in args.conditions or cell.conditions if CONDITIONS[c].engine in engines]
+                cell = cell._replace(conditions=tuple(there), rounds=args.rounds or cell.rounds)
+                kept = results["cells"].setdefault(name, {"settings": cell._asdict(), "rounds": []})
+                kept["settings"] = cell._asdict()
+                measure = _measure_in_turns if cell.groups else _measure
+                measure(name, cell, engines, kept["rounds"], deadline, lambda: _write(args.out, results))
     if "step" in chosen and "step" not in results:
         results["step"] = step_milliseconds()
     if "admission" in chosen and "admission" not in results:
@@ -117,6 +129,44 @@ def _measure(name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any
         console.print(f"{name}: round {k + 1} of {cell.rounds}, {plain:.2f} s for the first condition", style="dim")
 
 
+def _measure_in_turns(
+    name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any], deadline: float, save: Any
+) -> None:
+    """Add what is missing of the rounds, a group at a time: one entry each."""
+    if len(rounds) < cell.n_entries:
+        for group in cell.groups:
+            for k in (0, 1):
+                for condition, engine in assigned(group, k).items():
+                    if engine in engines:
+                        engines[engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000 + k))
+    while len(rounds) < cell.n_entries and time.monotonic() < deadline:
+        k, g = divmod(len(rounds), len(cell.groups))
+        chosen = {
+            condition: engines[engine]
+            for condition, engine in assigned(cell.groups[g], k).items()
+            if condition in cell.conditions and engine in engines and (k < cell.beside or condition not in BESIDE)
+        }
+        turned = sorted(chosen, key=lambda condition: (list(chosen).index(condition) + k) % len(chosen))
+        took = run_in_turns([(chosen[condition], Ask(cell, condition, k)) for condition in turned])
+        rounds.append(
+            {
+                condition: {field: value for field, value in of._asdict().items() if field != "tokens"}
+                | {"others_cpu": 0.0}
+                for condition, of in zip(turned, took, strict=True)
+            }
+        )
+        save()
+        told = ", ".join(f"{condition} {of.seconds:.2f} s" for condition, of in zip(turned, took, strict=True))
+        console.print(f"{name}: round {k + 1} of {cell.rounds}: {told}", style="dim")
+
+
+def _needed(cell: Cell, allowed: list[str]) -> tuple[str, ...]:
+    """The engines that a cell runs on."""
+    of = {CONDITIONS[condition].engine for condition in cell.conditions}
+    of |= {engine for group in cell.groups for k in (0, 1) for engine in assigned(group, k).values()}
+    return tuple(name for name in ENGINES if name in of and name in allowed)
+
+
 def _same_edit(engines: dict[str, Engine]) -> dict[str, dict[str, float]]:
     """By engine and edit, the share of greedy tokens that are Trimtab's, for edits that change most of them."""
     found: dict[str, dict[str, float]] = {}
@@ -137,7 +187,7 @@ def _condition(engine: str, edit: str) -> str:
     """What an engine calls an edit of each request's own; plain vLLM makes none, whatever is asked."""
     if engine.startswith("plain"):
         return engine
-    mine = (c for c in CONDITIONS.values() if c.engine == engine and c.distinct is None)
+    mine = (c for c in CONDITIONS.values() if c.engine == engine.removesuffix(" again") and c.distinct is None)
     return next(c.name for c in mine if (c.edit or "") == edit)
 
 
@@ -153,11 +203,7 @@ def _machine() -> dict[str, Any]:
     cpu = next(
         (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
     )
-    measured = ("server", "attribution/trimtab/attribution/edit.py", "tests/bench")
-    changed = _git("status", "--porcelain", "--", *measured)
     return {
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "code": [_git("rev-parse", "--short", f"HEAD:{path}") for path in measured] + (["changed"] if changed else []),
         "cpu": cpu,
         "n_cpus": os.cpu_count(),
         "os": platform.platform(),
@@ -166,6 +212,13 @@ def _machine() -> dict[str, Any]:
         | {"vllm-lens": LENS_VERSION},
         "threads": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto"),
     }
+
+
+def _code() -> list[str]:
+    """What is measured, and by what."""
+    measured = ("server", "attribution/trimtab/attribution/edit.py", "tests/bench")
+    changed = _git("status", "--porcelain", "--", *measured)
+    return [_git("rev-parse", "--short", f"HEAD:{path}") for path in measured] + (["changed"] if changed else [])
 
 
 def _git(*arguments: str) -> str:

@@ -57,7 +57,6 @@ CONDITIONS = {
 }
 OURS = ("plain", "plain again", "idle", "one add", "add", "clamp8", "gated", "add30")
 BESIDE = tuple(name for name in CONDITIONS if name.startswith(("vllm-lens", "transformers")))
-STEPS = tuple(name for name in CONDITIONS if name.endswith("plans"))
 
 
 class Cell(NamedTuple):
@@ -70,11 +69,43 @@ class Cell(NamedTuple):
     conditions: tuple[str, ...]
     beside: int = 0
     """So many of the rounds, the first ones, run the other projects too."""
+    groups: tuple[tuple[str, ...], ...] = ()
+    """Conditions that run side by side, in turns, each on an engine of its own; a round runs every group. None: one by one."""
+
+    @property
+    def n_entries(self) -> int:
+        """What is kept of all rounds: one entry for each, or for each of its groups."""
+        return self.rounds * max(1, len(self.groups))
+
+
+def assigned(group: tuple[str, ...], round_: int) -> dict[str, str]:
+    """Engine by condition. Where one of two twins is wanted, they take it by turns, round by round; where both, they swap."""
+    engines = [CONDITIONS[name].engine for name in group]
+    for name in ("plain", "trimtab"):
+        twins = (name, f"{name} again")
+        of = [i for i, engine in enumerate(engines) if engine == name]
+        if twins[1] not in engines and (name == "plain" or len(of) > 1):
+            for k, i in enumerate(of):
+                engines[i] = twins[(k + round_) % 2]
+    return dict(zip(group, engines, strict=True))
+
+
+def _in_turns(n: int, n_prompt: int, n_tokens: int, rounds: int, *groups: tuple[str, ...], beside: int = 0) -> Cell:
+    named = tuple(dict.fromkeys(name for group in groups for name in group))
+    return Cell(n, n_prompt, n_tokens, rounds, named, beside, groups)
 
 
 CELLS = {
+    "turns-16": _in_turns(
+        *(16, 16, 64, 7),
+        ("plain", "plain again"),
+        *(("plain", edit, f"vllm-lens {edit}") for edit in ("idle", "add", "clamp8", "add30")),
+        beside=3,
+    ),
+    "turns-64": _in_turns(
+        *(64, 4, 16, 7), *((f"{edit}, 1 plans", f"{edit}, {k} plans") for edit in ("add", "clamp8") for k in (16, 64))
+    ),
     "decode-16": Cell(16, 16, 64, 7, (*OURS, *BESIDE), 3),
-    "steps": Cell(64, 4, 16, 5, STEPS),
     "decode-1": Cell(1, 16, 64, 5, (*OURS, *BESIDE), 2),
     "decode-64": Cell(64, 4, 16, 3, (*OURS, *BESIDE), 1),
     "prefill-16": Cell(16, 64, 2, 3, (*OURS, *BESIDE), 1),

@@ -9,7 +9,7 @@ from tests.bench.report import flatness, markdown, ratios, spread
 __all__ = ["document"]
 
 BARS = {"idle": 0.995, "add": 0.985, "clamp8": 0.975, "add30": 0.965}
-"""Least ratio to plain vLLM, of decode-16."""
+"""Least ratio to plain vLLM, of turns-16."""
 MILLISECONDS, SECONDS, FLAT = 2.0, 1.0, 0.03
 
 _HEAD = """# What steering costs
@@ -23,8 +23,13 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
 ## How
 
 - Every engine is resident in processes of its own: plain vLLM (no plugin) **twice**, vLLM with Trimtab, vLLM with vllm-lens
-  {lens}, and a transformers loop over a static batch with forward hooks. They take turns; while one works the others wait
-  (`others' CPU` is what they use meanwhile).
+  {lens}, and a transformers loop over a static batch with forward hooks. One works at a time (`others' CPU` is what the rest
+  uses meanwhile).
+- **In turns** (`turns-16`, `turns-64`, which are held against the bars): the runs of a group are begun together, and each
+  engine's processes are stopped while another has its half second. A run takes seconds, and from one run to the next this
+  machine differs by a tenth; from one turn to the next, by little. The two plain processes take turns as the base, round by
+  round; several plans are compared on two engines that change roles every round.
+  Elsewhere the runs of a round follow each other, and ratios of a few rounds say no more than the two plain runs do.
 - All serve SmolLM2-135M-Instruct in fp32, the vLLMs with the same flags: eager, 64 sequences, 1024 tokens, statistics on. A step
   runs 30 hooked layers.
 - A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
@@ -49,7 +54,7 @@ def document(results: dict[str, Any]) -> str:
     """The page."""
     machine = results["machine"]
     table = {
-        "commit": f"`{machine['commit']}`",
+        "commit": "; ".join(f"`{commit}`: {', '.join(names)}" for commit, names in _commits(results).items()),
         "machine": f"{machine['cpu']}, {machine['n_cpus']} cores; {machine['os']}",
         "versions": ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
         + f", Python {machine['python']}",
@@ -60,7 +65,7 @@ def document(results: dict[str, Any]) -> str:
         lens=machine["versions"]["vllm-lens"],
     )
     done = {name: len(cell["rounds"]) for name, cell in results["cells"].items()}
-    missing = [name for name, cell in CELLS.items() if done.get(name, 0) < cell.rounds]
+    missing = [name for name, cell in CELLS.items() if done.get(name, 0) < cell.n_entries]
     missing += [name for name in ("step", "admission", "upload") if name not in results]
     if missing:
         head += f"\n**Not measured yet, or not in full**: {', '.join(missing)}. `make bench` on a quiet machine adds them.\n"
@@ -68,17 +73,25 @@ def document(results: dict[str, Any]) -> str:
     return body.rstrip() + "\n"
 
 
+def _commits(results: dict[str, Any]) -> dict[str, list[str]]:
+    """What was measured, by commit."""
+    found: dict[str, list[str]] = {}
+    for name, by in results["by"].items():
+        found.setdefault(by["commit"], []).append(name)
+    return found
+
+
 def _bars(results: dict[str, Any]) -> str:
     lines = ["| | bar | wall | worker CPU |", "|---|---:|---:|---:|"]
-    cell = results["cells"].get("decode-16", {"rounds": []})
+    cell = results["cells"].get("turns-16", {"rounds": []})
     for condition, bar in BARS.items():
         wall, cpu = (ratios(cell["rounds"], condition, figure) for figure in ("seconds", "worker_cpu"))
         if wall:
             lines.append(
-                f"| decode-16, {condition}, {len(wall)} rounds | ≥ {bar} | {_judged(statistics.median(wall), bar)} | "
+                f"| 16 × 64 tokens, {condition}, {len(wall)} rounds | ≥ {bar} | {_judged(statistics.median(wall), bar)} | "
                 f"{_judged(statistics.median(cpu), bar)} |"
             )
-    if steps := results["cells"].get("steps"):
+    if steps := results["cells"].get("turns-64"):
         for edit in ("add", "clamp8"):
             wall, cpu = (flatness(steps["rounds"], edit, figure) for figure in ("seconds", "worker_cpu"))
             if wall:

@@ -34,9 +34,9 @@ from trimtab.server.engine.proof import KEY
 
 __all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "cpu_seconds", "start"]
 
-ENGINES = ("plain", "plain again", "trimtab", "vllm-lens", "transformers")
+ENGINES = ("plain", "plain again", "trimtab", "trimtab again", "vllm-lens", "transformers")
 LENS_FOLDER = Path("build/bench/lens")
-PLUGINS = {"plain": "", "plain again": "", "trimtab": "trimtab", "vllm-lens": "activations"}
+PLUGINS = {"plain": "", "plain again": "", "trimtab": "trimtab", "trimtab again": "trimtab", "vllm-lens": "activations"}
 
 
 class Ask(NamedTuple):
@@ -82,8 +82,28 @@ class Engine:
 
     def run(self, ask: Ask) -> Took:
         """Run one condition."""
-        self._connection.send(ask)
+        self.begin(ask)
         return Took(*self.answer())
+
+    def begin(self, ask: Ask) -> None:
+        """Let one condition run; `answer` gives what it took."""
+        self._connection.send(ask)
+
+    def answers(self, seconds: float) -> bool:
+        """Whether there is an answer within this time."""
+        return self._connection.poll(seconds)
+
+    def pause(self) -> None:
+        """Stop the engine's processes where they are."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in (self._process.pid, *descendants(self._process.pid)):
+            os.kill(pid, number)
 
     def cpu(self) -> float:
         """CPU seconds that the engine's processes have used so far."""
@@ -163,16 +183,17 @@ def _vllm(name: str) -> Any:
         max_num_seqs=64,
         disable_log_stats=False,
     )
-    if registered() != (name == "trimtab"):
+    steers = name.startswith("trimtab")
+    if registered() != steers:
         raise RuntimeError("trimtab's plugin is loaded where it should not be, or the other way round")
-    if name == "trimtab":
+    if steers:
         prove_llm(llm, [register_bundle(llm, bundle) for bundle in all_bundles().values()])
 
     def run(ask: Ask) -> Took:
         condition, cell = CONDITIONS[ask.condition], ask.cell
         plans = [None if condition.edit is None else plan(condition.edit, ask.which(i)) for i in range(cell.n)]
         extras: list[Any] = [None] * cell.n
-        if condition.edit is not None and name == "trimtab":
+        if condition.edit is not None and steers:
             extras = [{KEY: wanted.wire()} for wanted in plans if wanted is not None]
         elif condition.edit is not None:
             extras = [_lens(condition.edit, ask.which(i)) for i in range(cell.n)]
@@ -185,7 +206,7 @@ def _vllm(name: str) -> Any:
         outputs = llm.generate(asked, params, use_tqdm=False)
         seconds, worker, total = clocks.read()
         for wanted, output in zip(plans, outputs, strict=True):
-            if name == "trimtab":
+            if steers:
                 carried = (output.kv_transfer_params or {}).get(KEY)
                 if wanted is not None:
                     proof.verify(wanted, carried, cell.n_prompt, [cell.n_tokens])

@@ -44,7 +44,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
         rounds, settings = cell["rounds"], cell["settings"]
         title = (
             f"{name}: {settings['n']} at once, {settings['n_prompt']} prompt and {settings['n_tokens']} new tokens, "
-            f"{len(rounds)} rounds"
+            f"{len(rounds) // max(1, len(settings.get('groups', ())))} rounds{', in turns' if settings.get('groups') else ''}"
         )
         lines = []
         for condition in CONDITIONS:

@@ -1,9 +1,9 @@
 """A plugin for vLLM, of the tests alone: its processes wait for each other asleep.
 
-A reader of vLLM's queues between processes spins for a second after each message. Of two engines on two cores, which is what
-`make test` runs, half of the time was spent so, in the way of the model that the spinning waited for. Asleep from the first moment,
-readers are woken by the message that vLLM sends with each write in any case. tests/conftest.py puts this folder on the path of
-the processes that tests start; vLLM finds it by the metadata beside this file.
+A reader of vLLM's queues between processes spins for a second after each message: of two engines on two cores, which is what
+`make test` runs, in the way of the models that the spinning waits for. Asleep from the first moment, readers are woken by the
+message that vLLM sends with each write in any case. tests/conftest.py puts this folder on the path of the processes that tests
+start; vLLM finds it by the metadata beside this file.
 """
 
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition

@@ -1,0 +1,45 @@
+"""Several engines' runs side by side, in turns of half a second: what a machine does meanwhile, it does to all of them.
+
+A run of many seconds after another run compares two moods of the machine, which may differ by a tenth. So all of a round's runs
+are begun at once, and each engine's processes are stopped (SIGSTOP) while another has its turn. A run's seconds are those of
+its own turns. Whoever is done is stopped as well until the last one is: vLLM's processes go on polling for a second.
+"""
+
+import time
+from collections.abc import Sequence
+
+from tests.bench.engines import Ask, Engine, Took
+
+__all__ = ["TURN_SECONDS", "run_in_turns"]
+
+TURN_SECONDS = 0.5
+
+
+def run_in_turns(asked: Sequence[tuple[Engine, Ask]]) -> list[Took]:
+    """What each engine took for its ask; each engine has one. Time to the first token is not told: it would be that of all."""
+    seconds = [0.0] * len(asked)
+    took: dict[int, Took] = {}
+    begun: set[int] = set()
+    forward = True
+    try:
+        while left := [i for i in range(len(asked)) if i not in took]:
+            # There and back again, so that nobody is always before the same neighbour.
+            for i in left if forward else reversed(left):
+                engine, ask = asked[i]
+                started = time.perf_counter()
+                if i in begun:
+                    engine.resume()
+                else:
+                    engine.begin(ask)
+                    begun.add(i)
+                if engine.answers(TURN_SECONDS):
+                    seconds[i] += time.perf_counter() - started
+                    took[i] = Took(*engine.answer())._replace(seconds=seconds[i], first_token=None)
+                engine.pause()
+                if i not in took:
+                    seconds[i] += time.perf_counter() - started
+            forward = not forward
+    finally:
+        for engine, _ in asked:
+            engine.resume()
+    return [took[i] for i in range(len(asked))]
