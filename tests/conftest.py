@@ -27,10 +27,10 @@ TRIMTAB = Path(sys.executable).with_name("trimtab")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-# Engines that share two cores wait for their workers asleep (tests/patient/patient.py).
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, (str(Path(__file__).parent / "patient"), os.environ.get("PYTHONPATH")))
-)
+# Engines that share two cores wait for their workers asleep, those that are forked from here and those that start afresh.
+PATIENT = str(Path(__file__).parent / "patient")
+sys.path.append(PATIENT)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (PATIENT, os.environ.get("PYTHONPATH"))))
 # No test reads or writes the user's own database.
 os.environ["TRIMTAB_DATABASE"] = f"sqlite:///{Path(tempfile.mkdtemp(prefix='trimtab-')) / 'trimtab.db'}"
 
