@@ -215,8 +215,9 @@ def _machine() -> dict[str, Any]:
 
 
 def _code() -> list[str]:
-    """What is measured, and by what."""
-    measured = ("server", "attribution/trimtab/attribution/edit.py", "tests/bench")
+    """What is measured, and by what; not how it is told."""
+    by = (f"tests/bench/{name}.py" for name in ("engines", "conditions", "turns", "step", "admission"))
+    measured = ("server", "attribution/trimtab/attribution/edit.py", *by)
     changed = _git("status", "--porcelain", "--", *measured)
     return [_git("rev-parse", "--short", f"HEAD:{path}") for path in measured] + (["changed"] if changed else [])
 
