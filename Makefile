@@ -146,8 +146,12 @@ bench: $(READY) ## what steering costs, beside plain vLLM, vllm-lens and a trans
 	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-attribution: $(READY) ## what attribution costs, beside the naive sum and a plain forward; writes docs/benchmarks-attribution.md
-	$(BIN)/python -m tests.bench.attribution
+	$(BIN)/python -m tests.bench.attribution $(ARGS)
 .PHONY: bench-attribution
+
+bench-sweep: $(READY) ## a sweep of validation through the server, beside one by transformers hooks; minutes, writes docs/benchmarks-sweep.md
+	$(BIN)/python -m tests.bench.sweep --write $(ARGS)
+.PHONY: bench-sweep
 
 monte-carlo: $(READY) ## how often the analysis of experiments errs, a thousand runs of everything; writes docs/experiments-analysis.md
 	$(BIN)/python -m tests.monte_carlo $(ARGS)

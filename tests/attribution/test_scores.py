@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.attribution.tiny import factors_of, passes_of, random_factors, sae_of
+from tests.bench.attribution import peak
 from trimtab.attribution.edit import Operation, Rows, delta
 from trimtab.attribution.gradients import Factors
+from trimtab.attribution.matrix import Stored
 from trimtab.attribution.moments import Firings, Moments
 from trimtab.attribution.sae import SAE
+from trimtab.attribution.sae_files import safetensors
 from trimtab.attribution.scores import Directions, Scores, completion_scores, naive_project, row_coefficients, score
 
 ZERO = torch.zeros(2)
@@ -115,3 +121,15 @@ def test_a_decoder_is_scored_block_by_block(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_direction_of_no_length_scores_nothing() -> None:
     moments = Moments.over([random_factors(2, 4, 7)], torch.zeros(4), 2)
     assert Directions.of(moments, torch.zeros(1, 4), torch.zeros(4)).project_L.tolist() == [0.0]
+
+
+def test_a_decoder_on_disk_is_scored_in_a_few_megabytes(tmp_path: Path) -> None:
+    """Of 67 MB a block of rows at a time is in memory, and three numbers a latent."""
+    file = tmp_path / "decoder.safetensors"
+    save_file({"W_dec": torch.randn(1 << 16, 256)}, file)
+    mapped = Stored(safetensors(file)["W_dec"])
+    moments = Moments.over([random_factors(2, 256, 7)], torch.zeros(256), 2)
+    with peak() as used:
+        found = Directions.of(moments, mapped, torch.zeros(256))
+    assert len(found.project_L) == 1 << 16
+    assert used[0] < 16e6

@@ -12,7 +12,8 @@ the behaviour; for one that turns up, a latent which *opposes* it. Unit: nats pe
 
 Beside the operations stand the scores that predict no edit: Δ-activation, and model diffing (`diffing`).
 
-Axes: N tokens of a pass, D d_model, L latents, C chosen latents, P pairs, 2 the kinds (positive, negative).
+Axes: N tokens of a pass, D d_model, E = D + 2, L latents, K of them at a time, C chosen latents, P pairs, 2 the kinds (positive,
+negative).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ __all__ = ["Directions", "Method", "Scores", "completion_scores", "naive_project
 
 Method = Literal["add", "ablate", "clamp", "scale", "project", "delta_activation", "model_diffing"]
 """What a latent is scored by: an operation, or what stands beside."""
-TRIANGLE, ROWS = 128, 1024
-"""Rows of a block of the triangle, and of the decoder that meet it at a time: what stays in a processor's cache."""
+TRIANGLE, ROWS = 96, 1024
+"""Columns of a block of the triangle, and rows of the decoder that meet it at a time: what stays in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,17 @@ class Directions:
     @classmethod
     def of(cls, moments: Moments, d_LD: Matrix, mean_D: Tensor) -> Directions:
         """One pass over the decoder, a block of rows at a time."""
-        T_DD, g_D = _triangle(moments.M_DD), moments.g_D.float()
         away_D = moments.a_2D[0].float() - mean_D
-        found = []
+        T_DE = torch.cat([_triangle(moments.M_DD), moments.g_D.float()[:, None], away_D[:, None]], 1)
+        found_3L = T_DE.new_empty(3, len(d_LD))
         for block in blocks(d_LD, ROWS):
-            d_KD = d_LD[block].to(T_DD.device)
+            d_KD = d_LD[block].to(T_DE.device)
             norm_K = torch.linalg.vector_norm(d_KD, dim=1).clamp_min(torch.finfo(torch.float32).tiny ** 0.5)
-            project_K = -_quadratic_form(d_KD, T_DD) / norm_K.square()
-            found.append((project_K, d_KD @ g_D, d_KD @ away_D / norm_K))
-        return cls(*(torch.cat(part) for part in zip(*found, strict=True)))
+            y_KE = _products(d_KD, T_DE)
+            found_3L[0, block] = -y_KE[:, :-2].mul_(d_KD).sum(1) / norm_K.square()
+            found_3L[1, block] = y_KE[:, -2]
+            found_3L[2, block] = y_KE[:, -1] / norm_K
+        return cls(*found_3L)
 
 
 def _triangle(M_DD: Tensor) -> Tensor:
@@ -69,13 +72,15 @@ def _triangle(M_DD: Tensor) -> Tensor:
     return (M_DD.triu() + M_DD.tril(-1).T).float()
 
 
-def _quadratic_form(d_KD: Tensor, T_DD: Tensor) -> Tensor:
-    """dᵀTd [K], leaving out the blocks below the diagonal: little more than half of the arithmetic."""
-    total_K = d_KD.new_zeros(len(d_KD))
-    for start in range(0, len(T_DD), TRIANGLE):
-        rows = slice(start, start + TRIANGLE)
-        total_K += torch.linalg.vecdot(d_KD[:, rows] @ T_DD[rows, start:], d_KD[:, start:])
-    return total_K
+def _products(d_KD: Tensor, T_DE: Tensor) -> Tensor:
+    """dT [K, E] of a triangle with two columns more behind it: a block of columns at a time, and no row that lies below it, which
+    leaves little more than half of the arithmetic."""
+    n_rows, n_columns = T_DE.shape
+    y_KE = d_KD.new_empty(len(d_KD), n_columns)
+    for start in range(0, n_rows, TRIANGLE):
+        stop = start + TRIANGLE if start + TRIANGLE < n_rows else n_columns
+        torch.mm(d_KD[:, :stop], T_DE[:stop, start:stop], out=y_KE[:, start:stop])
+    return y_KE
 
 
 @dataclass(frozen=True)
