@@ -55,6 +55,14 @@ def test_the_arms_of_a_bundle() -> None:
     assert arms["minus mean"].edits[0].value == -1.0
 
 
+def test_an_arm_leaves_special_tokens_alone_where_its_edit_does() -> None:
+    """They were edited: what was tried was not what the bundle recommends."""
+    edits = tuple(edit.model_copy(update={"exclude_special": True}) for edit in random_bundle().header.edits)
+    steered = [arm for arm in arms_of(random_bundle(edits=edits)) if arm.edits]
+    assert len(steered) == 5
+    assert all(edit.exclude_special for arm in steered for edit in arm.edits)
+
+
 def test_a_dose_is_held_against_the_same_prompts_unsteered() -> None:
     outcomes = []
     for prompt, before, after in zip(PROMPTS, "ssls", "lsll", strict=True):

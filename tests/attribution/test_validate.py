@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
+from tests.bundles import random_bundle
 from tests.conftest import Server
-from trimtab.attribution.bundle import Bundle
+from tests.processes import descendants
+from trimtab.attribution.bundle import Bundle, ModelIdentity
 from trimtab.attribution.edit import Rows
+from trimtab.attribution.errors import ServingError
 from trimtab.attribution.journal import Journal
 from trimtab.attribution.model import SplitModel
 from trimtab.attribution.pairs import Pair, load_pairs, shipped_pairs, split, tokenise
 from trimtab.attribution.report.document import document, read_trial
 from trimtab.attribution.report.page import page
-from trimtab.attribution.trial.endpoint import Endpoint
+from trimtab.attribution.trial.endpoint import Endpoint, Reply
 from trimtab.attribution.trial.forced import Margins
 from trimtab.attribution.validate_command import validate
 from trimtab.attribution.validation import Margins as Reference
@@ -75,7 +79,7 @@ def test_margins_through_the_server_are_those_of_transformers(
 
 
 def test_a_trial_from_pairs_to_a_bundle_with_evidence_and_a_page(
-    server: Server, few: list[Pair], tmp_path: Path
+    server: Server, few: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, out = tmp_path / "calm.safetensors", tmp_path / "out" / "calm.validated.safetensors"
     server.bundle.save(bundle)
@@ -89,8 +93,27 @@ def test_a_trial_from_pairs_to_a_bundle_with_evidence_and_a_page(
     options: list[object] = [bundle, "--grader", GRADER, "--pairs", pairs, "--held-out", 1.0, "--neutral", neutral]
     options += ["--strengths", "-1,1", "--seeds", 1, "--max-tokens", 8, "--system", "You are a machine.", "--out", out]
     options += ["--model", server.model]
+    reply, n_done = Endpoint.reply, 0
+
+    def lost_after_five(self: Endpoint, *asked: Any) -> Reply:
+        nonlocal n_done
+        if n_done >= 5:
+            raise ServingError("the server is gone")
+        n_done += 1
+        return reply(self, *asked)
+
+    with monkeypatch.context() as lost:
+        lost.setattr(Endpoint, "reply", lost_after_five)
+        assert "the server is gone" in refused(run(*options, "--url", server.base_url, "--parallel", 4))
+    assert not out.exists()
+    kept = out.with_suffix(".journal.jsonl").read_bytes()
+    assert kept.count(b'"cached_tokens"') >= 1
     first = run(*options, "--url", server.base_url)
     assert first.exit_code == 0, first.output
+    journal = out.with_suffix(".journal.jsonl").read_bytes()
+    keys = [json.loads(line).get("key") for line in journal.splitlines()]
+    assert journal.startswith(kept)
+    assert len(set(keys)) == len(keys)  # none of it was asked again
     found = json.loads(out.with_suffix(".json").read_text())
     arms = {(d["arm"], d["strength"]) for d in found["doses"]}
     assert {
@@ -109,7 +132,6 @@ def test_a_trial_from_pairs_to_a_bundle_with_evidence_and_a_page(
     assert all(record.effect is not None for record in written.header.latents)
     assert written.header.provenance["trial"]["asked"]["pairs"] == load_pairs(pairs).digest
 
-    journal = out.with_suffix(".journal.jsonl").read_bytes()
     again = run(*options, "--url", server.base_url, "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["doses"] == found["doses"]
@@ -125,6 +147,7 @@ def test_a_trial_from_pairs_to_a_bundle_with_evidence_and_a_page(
 def test_refusals(server: Server, tmp_path: Path) -> None:
     bundle, prompts = tmp_path / "calm.safetensors", tmp_path / "p.txt"
     server.bundle.save(bundle)
+    random_bundle().save(tmp_path / "tiny.safetensors")
     prompts.write_text("Name a colour.\nName a city.\n")
     asked = [bundle, "--grader", GRADER, "--prompts", prompts]
     there = ["--url", server.base_url, "--model", server.model]
@@ -133,6 +156,17 @@ def test_refusals(server: Server, tmp_path: Path) -> None:
         ([*asked, "--strengths", "0,1"], "is not 0"),
         ([*asked, "--strengths", "strong"], "are no numbers"),
         (asked[:3], "needs two prompts or more"),
+        (
+            [
+                tmp_path / "tiny.safetensors",
+                *asked[1:],
+                "--pairs",
+                shipped_pairs(),
+                "--tokenizer",
+                "smollm2-135m-instruct",
+            ],
+            "has another tokenizer than the model of bundle",
+        ),
         ([*asked, "--url", "http://127.0.0.1:9"], "cannot be reached"),
         ([*asked, "--url", server.base_url, "--model", "another"], "`another` does not exist"),
     )
@@ -144,3 +178,29 @@ def test_refusals(server: Server, tmp_path: Path) -> None:
     Bundle(rival, **rows).save(tmp_path / "rival.safetensors")
     assert "calm" in refused(run(tmp_path / "rival.safetensors", *asked[1:], *there))
     assert not list(tmp_path.glob("*.validated.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_server_is_started_where_none_is_named_and_stopped(
+    embedded_identity: ModelIdentity, few: list[Pair], tmp_path: Path
+) -> None:
+    bundle, prompts = tmp_path / "calm.safetensors", tmp_path / "p.txt"
+    random_bundle(embedded_identity, layer=14).save(bundle)
+    prompts.write_text("Name a colour.\nName a city.\n")
+    options: list[object] = [
+        "--grader",
+        GRADER,
+        "--prompts",
+        prompts,
+        "--neutral",
+        prompts,
+        "--strengths",
+        1,
+        "--seeds",
+        1,
+    ]
+    before = set(descendants(os.getpid()))
+    done = run(bundle, *options, "--max-tokens", 4, "--parallel", 8)
+    assert done.exit_code == 0, done.output
+    Bundle.load(tmp_path / "calm.validated.safetensors")
+    assert not set(descendants(os.getpid())) - before

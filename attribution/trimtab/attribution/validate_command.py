@@ -17,6 +17,7 @@ from trimtab.attribution.refusals import refusals
 from trimtab.attribution.writable import check_writable
 
 if TYPE_CHECKING:
+    from trimtab.attribution.bundle import Bundle
     from trimtab.attribution.prompts import Prompt
     from trimtab.attribution.trial.run import Result
 
@@ -52,6 +53,13 @@ def validate(
     model: Annotated[
         str | None, typer.Option(help="Name at --url, or what to serve.", show_default="the first, or the bundle's")
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="HF folder or hub id to tokenise --pairs with.",
+            show_default="--model where that is a folder, else the bundle's model",
+        ),
+    ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 64,
     out: Annotated[
         Path | None, typer.Option(help="Bundle with the evidence.", show_default="NAME.validated.safetensors")
@@ -85,7 +93,7 @@ def validate(
         for file in (out, result):
             check_writable(file)
         judge = load_grader(grader)
-        pair_prompts, tokens, digest = _held_out(pairs, held_out, loaded)
+        pair_prompts, tokens, digest = _held_out(pairs, held_out, loaded, tokenizer or _model_of(loaded, model))
         asked = load_prompts(prompts) if prompts is not None else pair_prompts
         trial = Trial(
             bundle=loaded,
@@ -140,6 +148,8 @@ def validate(
     console.print(_table(found))
     for line in document["failed"]:
         console.print(line, markup=False, soft_wrap=True)
+    if usd is not None:
+        console.print(f"the judge cost {usd:.4f} USD", markup=False)
     if found.choice is not None:
         console.print(f"recommended: {list(found.choice.latents)}; {found.choice.ended}", markup=False, soft_wrap=True)
     console.print(f"{out}: {written.content_hash}; the result is in {result}", markup=False, soft_wrap=True)
@@ -148,19 +158,35 @@ def validate(
 NEUTRAL = Path(__file__).parent / "pair_sets" / "neutral.prompts.txt"
 
 
+def _model_of(bundle: Bundle, model: str | None) -> str:
+    """Where the bundle's model is: it records a folder's name alone."""
+    return model if model is not None and Path(model).is_dir() else bundle.header.model.id
+
+
 def _held_out(
-    pairs: Path | None, fraction: float, bundle: Any
+    pairs: Path | None, fraction: float, bundle: Bundle, model: str
 ) -> tuple[list[Prompt], list[tuple[str, Any]], str | None]:
-    """(prompts, (prompt, tokenised pair) of each, digest) of the held-out side; nothing without a pair file."""
+    """(prompts, (prompt, tokenised pair) of each, digest) of the held-out side; nothing without a pair file.
+
+    Raises:
+        SettingsError: `model` has another tokenizer than the bundle's.
+    """
     if pairs is None:
         return [], [], None
+    from trimtab.attribution.embedded import resolve
+    from trimtab.attribution.errors import SettingsError
+    from trimtab.attribution.fingerprint import model_folder, tokenizer_digest
     from trimtab.attribution.model import load_tokenizer
     from trimtab.attribution.pairs import load_pairs, split, tokenise
     from trimtab.attribution.prompts import Prompt
 
     file = load_pairs(pairs)
     chosen = split(file.pairs, fraction)[1] if fraction < 1 else list(file.pairs)
-    tokenizer = load_tokenizer(bundle.header.model.id)
+    if tokenizer_digest(model_folder(resolve(model))) != bundle.header.model.tokenizer:
+        raise SettingsError(
+            f"{model} has another tokenizer than the model of bundle {bundle.header.name!r}; give its folder by --tokenizer"
+        )
+    tokenizer = load_tokenizer(model)
     prompts = {pair.prompt_key: Prompt(pair.prompt, pair.messages) for pair in chosen}
     return list(prompts.values()), [(pair.prompt_key, tokenise(tokenizer, pair)) for pair in chosen], file.digest
 

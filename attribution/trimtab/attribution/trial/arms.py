@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from trimtab.attribution.errors import SelectionError
 from trimtab.client import Edit, Latent, Steering, Vector
@@ -57,9 +57,9 @@ def arms_of(bundle: Bundle, rivals: Sequence[Bundle] = (), system: str | None = 
             arms.append(Arm(f"latent {record.latent}", edits, latent=record.latent))
     if len(recommended) > 1:
         arms.append(_together("together", bundle))
-    scope = recommended[0].scope
     for vector in bundle.header.vectors:
-        arms.append(Arm(f"minus {vector.name}", (Vector(name, vector.name).add(-1.0).during(scope),)))
+        minus = _where(Vector(name, vector.name).add(-1.0), recommended[0])
+        arms.append(Arm(f"minus {vector.name}", (minus,)))
     arms += [_together(f"rival {rival.header.name}", rival) for rival in rivals]
     if system is not None:
         arms.append(Arm("system message", system=system))
@@ -76,9 +76,9 @@ def asked(bundle: str, edit: RecommendedEdit) -> Edit:
     """A recommended edit as a request spells it."""
     if edit.vector is not None:
         of_vector = Vector(bundle, edit.vector)
-        if edit.operation == "project":
-            return of_vector.project().during(edit.scope)
-        return of_vector.add(edit.amount or 0.0, unit="raw" if edit.unit == "max_act" else edit.unit).during(edit.scope)
+        unit: Literal["raw", "resid_norm"] = "raw" if edit.unit == "max_act" else edit.unit
+        made = of_vector.project() if edit.operation == "project" else of_vector.add(edit.amount or 0.0, unit=unit)
+        return _where(made, edit)
     latent = Latent(bundle, edit.latent or 0)
     match edit.operation:
         case "add":
@@ -91,7 +91,13 @@ def asked(bundle: str, edit: RecommendedEdit) -> Edit:
             made = latent.ablate()
         case "project":
             made = latent.project()
-    return made.during(edit.scope)
+    return _where(made, edit)
+
+
+def _where(made: Edit, like: RecommendedEdit) -> Edit:
+    """`made` on the tokens that `like` edits."""
+    made = made.during(like.scope)
+    return made.excluding_special() if like.exclude_special else made
 
 
 def _together(name: str, bundle: Bundle) -> Arm:

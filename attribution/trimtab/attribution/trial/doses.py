@@ -16,7 +16,7 @@ from scipy import stats
 
 from trimtab.attribution.trial.cells import Outcome
 
-__all__ = ["Dose", "Estimate", "Limits", "doses", "sign_flip_p", "strength_range"]
+__all__ = ["Dose", "Estimate", "Limits", "doses", "finite", "sign_flip_p", "strength_range"]
 
 Array = NDArray[np.float64]
 N_FLIPS = 20_000
@@ -85,7 +85,8 @@ class Dose:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; infinities become null."""
-        return {k: _finite(v) for k, v in asdict(self).items()}
+        found: dict[str, Any] = finite(asdict(self))
+        return found
 
 
 def doses(outcomes: Sequence[Outcome], limits: Limits) -> list[Dose]:
@@ -180,9 +181,12 @@ def _mean(outcomes: list[Outcome], value: Any) -> float:
     return float(np.mean([float(value(o)) for o in outcomes]))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A document in which what is not finite, as an interval over one prompt, is None."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value

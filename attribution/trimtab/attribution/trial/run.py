@@ -15,7 +15,7 @@ from trimtab.attribution.prompts import Prompt
 from trimtab.attribution.trial.arms import UNSTEERED, Arm, arms_of, chosen_arm
 from trimtab.attribution.trial.cells import Cell, Outcome, Sampled, run_cells
 from trimtab.attribution.trial.choice import Choice, choose
-from trimtab.attribution.trial.doses import Dose, Estimate, Limits, doses, strength_range
+from trimtab.attribution.trial.doses import Dose, Estimate, Limits, doses, finite, strength_range
 from trimtab.attribution.trial.endpoint import Endpoint
 from trimtab.attribution.trial.forced import Margins, Shift
 
@@ -101,10 +101,10 @@ class Result:
             "doses": doses_,
             "ranges": {name: self.range_of(name) for name in dict.fromkeys(dose.arm for dose in self.doses)},
             "margins": {
-                name: {"margin": asdict(Estimate.of(s.margin_P)), "damage": asdict(Estimate.of(s.damage_P))}
+                name: finite({"margin": asdict(Estimate.of(s.margin_P)), "damage": asdict(Estimate.of(s.damage_P))})
                 for name, s in self.margins.items()
             },
-            "choice": None if self.choice is None else asdict(self.choice) | {"latents": self.choice.latents},
+            "choice": None if self.choice is None else finite(asdict(self.choice)) | {"latents": self.choice.latents},
             "examples": self._examples(),
             "failed": self._failed(),
         }
