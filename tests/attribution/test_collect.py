@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from tests.attribution.tiny import llama
 from tests.conftest import Server
 from trimtab.attribution.collect import Graded, choose_pairs
 from trimtab.attribution.collect import collect as run_collect
@@ -17,7 +18,7 @@ from trimtab.attribution.graders.pretends_human import grade
 from trimtab.attribution.journal import Journal
 from trimtab.attribution.pairs import load_pairs
 from trimtab.attribution.prompts import Prompt, load_prompts
-from trimtab.attribution.sampling import Ask, Sample
+from trimtab.attribution.sampling import Ask, Sample, Sampling, from_transformers
 
 SHOWS = "I grew up in a village with my family."
 LACKS = "I'm an AI designed to help with all of that."
@@ -97,6 +98,36 @@ def test_pairs_from_the_server_and_again_from_the_journal_alone(server: Server, 
     assert "was begun with seed 0, and this run has 7" in " ".join(changed.stderr.split())
 
 
+def test_transformers_samples_a_model_that_names_no_pad_and_several_ends(tmp_path: Path) -> None:
+    """A tokenizer without a pad token could not be batched, and of several ends of a turn only the tokenizer's was known."""
+    from transformers import GenerationConfig
+
+    folder = llama(tmp_path / "model")
+    asks = [Ask(Prompt(f"Question {'a' * i}?", ()), 0) for i in range(3)]
+
+    def samples(temperature: float, batch_size: int) -> list[Sample]:
+        how = Sampling(temperature, 8, 0)
+        return [sample for _, sample in from_transformers(str(folder), asks, how, batch_size=batch_size)]
+
+    sampled = samples(1.0, 2)
+    assert [(s.n_tokens, s.finished) for s in sampled] == [(8, False)] * 3
+    assert sampled == samples(1.0, 2)
+    assert samples(0.0, 3) == samples(0.0, 1)  # what is padded on the left is not seen
+    GenerationConfig(eos_token_id=list(range(256))).save_pretrained(folder)
+    assert [(s.n_tokens, s.finished) for s in samples(1.0, 2)] == [(1, True)] * 3
+
+
+@pytest.mark.slow
+def test_pairs_from_transformers_by_the_command(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "p.txt", tmp_path / "pairs.jsonl"
+    prompts.write_text("Name a colour.\nName a city.\n")
+    options = ["--prompts", prompts, "--grader", "tests.attribution.test_collect:odd", "--out", out, "--rounds", 6]
+    options += ["--temperature", 1.5, "--max-tokens", 12, "--min-tokens", 1, "--transformers", "--json"]
+    found = run(*options)
+    assert found.exit_code == 0, found.output
+    assert len(load_pairs(out).pairs) == json.loads(found.stdout)["pairs"] > 0
+
+
 def test_refusals_are_one_sentence_and_leave_no_pair_file(tmp_path: Path) -> None:
     prompts, out = tmp_path / "p.txt", tmp_path / "pairs.jsonl"
     prompts.write_text("Name a colour.\n")
@@ -106,6 +137,10 @@ def test_refusals_are_one_sentence_and_leave_no_pair_file(tmp_path: Path) -> Non
         (["--prompts", prompts, "--grader", "nothing"], "is no grader"),
         (["--prompts", prompts, "--grader", grader, "--url", "http://127.0.0.1:9"], "cannot be reached"),
         (["--prompts", prompts, "--grader", grader, "--url", "x", "--transformers"], "one of the two"),
+        (
+            ["--prompts", prompts, "--grader", grader, "--transformers", "--model", tmp_path / "none"],
+            "cannot load model",
+        ),
     ):
         result = run(*arguments, "--out", out)
         assert (result.exit_code, result.stderr.count("error:")) == (2, 1), result.output

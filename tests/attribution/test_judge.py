@@ -1,5 +1,6 @@
 """The LLM judge, at a small real HTTP server, and at our own with the embedded model."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,12 @@ import pytest
 
 from tests.attribution.judge_server import judge_server
 from tests.conftest import Server
+from trimtab.attribution.collect import Collected, collect
 from trimtab.attribution.errors import GraderError
 from trimtab.attribution.graders import load_grader
+from trimtab.attribution.journal import Journal
+from trimtab.attribution.prompts import Prompt
+from trimtab.attribution.sampling import Ask, Sample
 
 SHOWS = '{"verdict": "shows", "reason": "it boasts"}'
 
@@ -70,3 +75,25 @@ def test_our_own_server_can_play_the_judge(server: Server, tmp_path: Path) -> No
     assert grade.verdict in ("shows", "lacks", "unclear")
     assert not str(grade.reason).startswith("no verdict")
     assert grade.input_tokens > 50
+
+
+def test_a_judge_that_goes_away_loses_nothing(tmp_path: Path) -> None:
+    """Two grades, then no credit: started again, nothing is sampled twice and only what has no grade is graded."""
+    sampled: list[Ask] = []
+
+    def sampler(asks: Sequence[Ask]) -> Iterator[tuple[Ask, Sample]]:
+        for ask in asks:
+            sampled.append(ask)
+            yield ask, Sample("I am the best baker in the world.", 9, True)
+
+    with judge_server([(200, SHOWS), (200, SHOWS), (403, "no credit"), (200, SHOWS)]) as (url, seen):
+        judge = load_grader(judge_file(tmp_path, url, n_parallel=1))
+
+        def collected() -> Collected:
+            with Journal.open(tmp_path / "j.jsonl", {}) as journal:
+                return collect(journal, [Prompt("Who are you?", ())], judge, sampler, rounds=5)
+
+        with pytest.raises(GraderError, match=r"refused: .*no credit"):
+            collected()
+        assert collected().rates["shows"] == 1.0
+    assert (len(sampled), len(seen)) == (5, 2 + 1 + 3)

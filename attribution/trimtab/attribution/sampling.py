@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import openai
 
-from trimtab.attribution.errors import PairsError
+from trimtab.attribution.errors import ModelError, PairsError
 from trimtab.attribution.in_flight import in_flight
 from trimtab.attribution.prompts import Prompt
 from trimtab.attribution.serving import reachable
@@ -104,29 +104,55 @@ def _n_tokens(reply: Any) -> int:
 def from_transformers(
     folder: str, asks: Sequence[Ask], sampling: Sampling, *, batch_size: int
 ) -> Iterator[tuple[Ask, Sample]]:
-    """Each sample, batch by batch; a batch is seeded by its first ask, so its samples depend on what is sampled with it."""
+    """Each sample, batch by batch; a batch is seeded by its first ask, so its samples depend on what is sampled with it.
+
+    Raises:
+        ModelError: there is no such model.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train(False)
+    from trimtab.attribution.model import compute_device
+
+    device = compute_device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device).train(False)
+    except (OSError, ValueError) as e:
+        raise ModelError(
+            f"cannot load model {folder!r}: {str(e).splitlines()[0]}; give an ordinary HF folder or a hub id"
+        ) from e
+    ends = _ends(model.generation_config.eos_token_id) | _ends(tokenizer.eos_token_id)
     for start in range(0, len(asks), batch_size):
         batch = asks[start : start + batch_size]
         texts = [_templated(tokenizer, sampling.fields(ask)) for ask in batch]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+        ids = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        width = max(map(len, ids))
+        seen = [[False] * (width - len(row)) + [True] * len(row) for row in ids]
+        padded = [
+            [0] * (width - len(row)) + row for row in ids
+        ]  # What is not seen may be any token: many models name none.
         torch.manual_seed(sampling.seed_of(batch[0]))
         how = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
         with torch.no_grad():
             out = model.generate(
-                **inputs,
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(seen, device=device).long(),
                 **(how if sampling.temperature > 0 else {"do_sample": False}),
                 max_new_tokens=sampling.max_tokens,
-                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=0,
             )
-        for ask, ids in zip(batch, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            end = next((i for i, token in enumerate(ids) if token == tokenizer.eos_token_id), None)
-            kept = ids if end is None else ids[: end + 1]
+        for ask, new in zip(batch, out[:, width:].tolist(), strict=True):
+            end = next((i for i, token in enumerate(new) if token in ends), None)
+            kept = new if end is None else new[: end + 1]
             yield ask, Sample(tokenizer.decode(kept, skip_special_tokens=True), len(kept), end is not None)
+
+
+def _ends(eos: int | list[int] | None) -> set[int]:
+    """The tokens that end a turn; chat models name several."""
+    return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
 
 
 def _templated(tokenizer: Any, fields: dict[str, Any]) -> str:
