@@ -35,6 +35,10 @@ def test_a_bundle_of_named_latents_is_that_of_its_model_and_sae(sae: SAE, tmp_pa
     checked = run("verify", out, "--model", "smollm2-135m-instruct", "--sae", shipped_sae())
     assert checked.exit_code == 0, checked.output
     assert loaded.content_hash in " ".join(checked.output.split())
+    rows = {name: getattr(loaded, name) for name in ("decoder", "encoder", "bias", "threshold", "baseline")}
+    for name in ("decoder", "threshold"):
+        Bundle(loaded.header, **{**rows, name: rows[name] + np.float32(1)}).save(out)
+        assert f"its {name} rows are not those of" in refused(run("verify", out, "--sae", shipped_sae()))
 
 
 def test_what_cannot_be_built_is_refused(tmp_path: Path) -> None:

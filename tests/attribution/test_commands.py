@@ -48,9 +48,11 @@ def few_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_writes_a_bundle_of_this_model_and_this_sae(few_pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "human.safetensors"
-    result = run("attribute", "--pairs", few_pairs, "--behaviour", "pretends", "--out", out, "--top", 3, "--json")
+    options = ["--behaviour", "pretends", "--out", out, "--rival", out.with_name("rival.safetensors"), "--top", 3]
+    result = run("attribute", "--pairs", few_pairs, *options, "--json")
     assert result.exit_code == 0, result.output
-    assert list(out.parent.iterdir()) == [out]
+    assert {file.name for file in out.parent.iterdir()} == {"human.safetensors", "rival.safetensors"}
+    assert Bundle.load(out.with_name("rival.safetensors")).header.name == "human.by-activation"
     loaded = Bundle.load(out)
     loaded.check_model(identify("smollm2-135m-instruct")[0])
     document = json.loads(result.stdout)

@@ -17,12 +17,16 @@ from tests.browser import laid_out
 from tests.bundles import random_bundle
 from trimtab.attribution.authored import Authored
 from trimtab.attribution.bundle import Bundle
+from trimtab.attribution.fidelity import Fidelity, Point
 from trimtab.attribution.hand_picked import hand_picked
 from trimtab.attribution.model import SplitModel, pad
 from trimtab.attribution.pairs import Completion, shipped_pairs
+from trimtab.attribution.report.document import document
 from trimtab.attribution.report.examples import of_pairs, of_sae
+from trimtab.attribution.report.page import page
 from trimtab.attribution.report_command import report
 from trimtab.attribution.sae import SAE, shipped_sae
+from trimtab.attribution.validation import Effect, Effects
 
 app = typer.Typer()
 app.command()(report)
@@ -85,6 +89,28 @@ def test_the_page_holds_what_its_json_holds(pages: Path) -> None:
     assert "says &lt;b&gt;it&lt;/b&gt; is software" in page
     assert "<script" not in page
     assert not re.search(r"""(?:src|href)=["']https?:""", page)
+
+
+def test_what_a_run_measured_stands_in_its_report_and_that_first_order_failed() -> None:
+    """Without a trial too: predicted against measured, the controls, every hook point."""
+    effect = Effect(mean=-0.25, se=0.05, positive=0.3, negative=0.125, max_relative_norm=0.1)
+    effects = Effects({7: effect}, {1.0: effect}, (effect, effect), effect, effect, effect)
+    fidelity = Fidelity.of([Point(7, True, 0.3, 0.1), Point(8, True, 0.2, -0.2), Point(50, False, 0.0, 0.3)])
+    layer = {"sae": "an SAE", "together": -0.25, "together_se": 0.05, "damage": 0.125, "difference_in_means": -1.0}
+    recorded = {
+        "effects": effects.summary(),
+        "fidelity": fidelity.summary(),
+        "layers": [{**layer, "layer": 1, "fidelity": 0.9}, {**layer, "layer": 2, "fidelity": None}],
+        "leaders": {"project": [7, 99], "delta_activation": [8]},
+    }
+    found = document(random_bundle(provenance=recorded), None, {})
+    assert found["cards"][0]["truth"] == {"latent": 7, "leading": True, "predicted": 0.3, "measured": 0.1}
+    assert found["cards"][2]["truth"] is None
+    assert {row["edit"]: row["damage"] for row in found["held_out"]}["as many leaders by Δ-activation"] == 0.125
+    shown = page(found)
+    assert shown.count("<svg") == 1
+    for text in ("First order does not hold here", "-0.2500 ± 0.0500", "1 (this one)", "<b>7</b>, 99"):
+        assert text in shown
 
 
 def test_refusals(pages: Path, tmp_path: Path) -> None:

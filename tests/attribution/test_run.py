@@ -117,6 +117,26 @@ def test_the_predictions_hold_on_a_small_model(uninterrupted: Result) -> None:
         assert 0 < (record.attribution_p or 0) <= 1
 
 
+def test_the_rival_is_what_was_measured_beside_the_leaders(room: Path, uninterrupted: Result) -> None:
+    rival, measured = Bundle.from_bytes(uninterrupted.rival.to_bytes()), uninterrupted.measured
+    latents = [record.latent for record in rival.header.latents]
+    assert latents == measured.by_activation
+    assert len(latents) == len(uninterrupted.bundle.header.latents)
+    scores = [record.delta_activation or 0.0 for record in rival.header.latents]
+    assert scores == sorted(scores, reverse=True)
+    assert [(edit.latent, edit.operation) for edit in rival.header.edits] == [(latent, "ablate") for latent in latents]
+    assert torch.equal(torch.from_numpy(rival.decoder), SAE.load(room / "low").d_LD[latents])
+    assert rival.header.name == "tiny.by-activation"
+    assert rival.header.provenance["rival_of"] == uninterrupted.bundle.content_hash
+
+
+def test_a_model_in_bf16_ranks_much_the_same(room: Path, uninterrupted: Result) -> None:
+    (found,) = run(settings(room, dtype="bfloat16", allow_low_fidelity=True))
+    assert found.bundle.header.provenance["dtype"] == "bfloat16"
+    scores = torch.stack([found.ranking.scores.operation_L, uninterrupted.ranking.scores.operation_L])
+    assert 0.95 < float(torch.corrcoef(scores)[0, 1]) < 1
+
+
 def command(room: Path, out: Path, *more: str) -> list[str]:
     given = {"pairs": room / "pairs.jsonl", "model": room / "model", "sae": room / "low", "out": out, "top": 3}
     options = [word for name, value in given.items() for word in (f"--{name}", str(value))]

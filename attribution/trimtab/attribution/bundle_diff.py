@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trimtab.attribution.bundle import Bundle, BundleError
+
+if TYPE_CHECKING:
+    from trimtab.attribution.matrix import Matrix
 
 __all__ = ["check_rows", "differences"]
 
@@ -48,7 +51,10 @@ def check_rows(bundle: Bundle, source: str) -> None:
     if sae.digest != bundle.header.sae.digest:
         raise BundleError(f"bundle {name!r} was made from SAE {bundle.header.sae.digest} and {source} is {sae.digest}")
     latents = [record.latent for record in bundle.header.latents]
-    for tensor, rows in (("decoder", sae.d_LD[latents]), ("encoder", sae.e_LD[latents]), ("bias", sae.b_L[latents])):
+    named: dict[str, Matrix] = {"decoder": sae.d_LD, "encoder": sae.e_LD, "bias": sae.b_L}
+    if sae.k is None:  # A top-k SAE has no thresholds; the run gave it one.
+        named["threshold"] = sae.theta_L
+    for tensor, rows in ((name, whole[latents]) for name, whole in named.items()):
         if not np.array_equal(getattr(bundle, tensor), rows.numpy()):
             raise BundleError(f"bundle {name!r}: its {tensor} rows are not those of {source}; write it again")
 

@@ -38,6 +38,12 @@ sae = typer.Typer(no_args_is_help=True, help="SAEs of other libraries.")
 
 def attribute(
     out: Annotated[Path, typer.Option(help="Bundle to write.")] = Path("pretends-human.safetensors"),
+    rival: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write as many leaders by Δ-activation under the same edit, for `trimtab validate --against`."
+        ),
+    ] = None,
     pairs: Annotated[Path | None, typer.Option(help="JSONL pairs.", show_default="the shipped pairs")] = None,
     model: Annotated[str, typer.Option(help="HF folder, hub id, or the embedded model's name.")] = EMBEDDED_MODEL,
     sae: Annotated[
@@ -73,11 +79,17 @@ def attribute(
         str | None, typer.Option(help="Model that --model was fine-tuned from: scores by model diffing too.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=64, help="Latents in the bundle.")] = 10,
+    held_out: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Fraction of the prompts that measure and do not find.")
+    ] = 0.35,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a batch; bounds the memory.")] = 1024,
     allow_low_fidelity: Annotated[
         bool,
         typer.Option("--allow-low-fidelity", help="Write a bundle whose predictions do not hold, marked as failed."),
     ] = False,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the model; auto: bfloat16 on CUDA.")
+    ] = "auto",
     tensor_parallel: Annotated[
         bool, typer.Option("--tensor-parallel", help="Under torchrun, share out the model and not the data.")
     ] = False,
@@ -97,12 +109,28 @@ def attribute(
         if pairs is not None and behaviour is None:
             raise SettingsError("say in one sentence what the positive completions of your pairs do: --behaviour '…'")
         check_writable(out)
-        command = ["trimtab", "attribute", "--out", str(out), "--model", model, "--top", str(top)]
-        given = {"pairs": pairs, "name": name, "behaviour": behaviour, "amount": amount, "diff-model": diff_model}
-        chosen = {"operation": operation, "unit": unit, "scope": scope, "gradient": gradient}
-        for option, value in {**given, **chosen}.items():
-            command += [] if value is None else [f"--{option}", str(value)]
-        command += ["--exclude-special"] if exclude_special else []
+        if rival is not None:
+            check_writable(rival)
+        given = {
+            "pairs": pairs,
+            "model": model,
+            "name": name,
+            "behaviour": behaviour,
+            "operation": operation,
+            "amount": amount,
+            "unit": unit,
+            "scope": scope,
+            "gradient": gradient,
+            "diff-model": diff_model,
+            "top": top,
+            "held-out": held_out,
+            "batch-tokens": batch_tokens,
+            "dtype": dtype,
+        }
+        flags = {"exclude-special": exclude_special, "allow-low-fidelity": allow_low_fidelity}
+        command = ["trimtab", "attribute", "--out", str(out)]
+        command += [word for o, value in given.items() if value is not None for word in (f"--{o}", str(value))]
+        command += [f"--{option}" for option, is_set in flags.items() if is_set]
         command += [word for source in sae or () for word in ("--sae", source)]
         work = out.with_name(out.name + ".run")
         settings = Settings(
@@ -119,8 +147,10 @@ def attribute(
             gradient=gradient,
             diff_model=diff_model,
             top=top,
+            held_out=held_out,
             batch_tokens=batch_tokens,
             allow_low_fidelity=allow_low_fidelity,
+            dtype=dtype,
             tensor_parallel=tensor_parallel,
             work=work,
             command=shlex.join(command),
@@ -134,6 +164,9 @@ def attribute(
             files = _files(out, [result.bundle for result in results])
             for file, result in zip(files, results, strict=True):
                 result.bundle.save(file)
+            if rival is not None:
+                for file, result in zip(_files(rival, [r.rival for r in results]), results, strict=True):
+                    result.rival.save(file)
             shutil.rmtree(work, ignore_errors=True)
     for file, result in zip(files, results, strict=True):
         _print_result(file, result, as_json)

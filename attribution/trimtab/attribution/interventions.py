@@ -39,6 +39,8 @@ class Measured:
 
     effects: Effects
     fidelity: Fidelity
+    by_activation: list[int]
+    """The leaders by Δ-activation, as many as lead: what `effects.delta_activation` is of."""
 
 
 def intervene(
@@ -98,7 +100,7 @@ def intervene(
     processes.add_up(predicted)
     gap_C = (predicted[0::2] - predicted[1::2]).mean(0).tolist()
     points = [Point(sae.name(latent), i < len(truth), gap_C[i], -of_each[latent].mean) for i, latent in enumerate(each)]
-    return Measured(measured, Fidelity.of(points))
+    return Measured(measured, Fidelity.of(points), by_activation)
 
 
 @contextmanager

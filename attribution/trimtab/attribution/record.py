@@ -17,36 +17,42 @@ from trimtab.attribution.stats import Stats
 from trimtab.attribution.uncertainty import RESAMPLES
 from trimtab.attribution.validation import MAX_DAMAGE, Effects
 
-__all__ = ["bundle_of", "latent_records", "layer_summary", "ranking_summary"]
+__all__ = ["bundle_of", "latent_records", "layer_summary", "ranking_summary", "rival_of", "rows_of"]
+
+Promoted = Callable[[Tensor], tuple[str, ...]]
+"""Tells the tokens that a direction raises, where the SAE names none."""
 
 
-def latent_records(
-    ranking: Ranking, effects: Effects, promoted: Callable[[Tensor], tuple[str, ...]]
-) -> tuple[LatentRecord, ...]:
-    """The evidence on the leading latents; `promoted` tells the tokens that a direction raises, where the SAE names none."""
-    scores, sae = ranking.scores, ranking.sae
-    records = []
-    for latent in ranking.best:
-        sure = ranking.uncertainty_of(latent)
-        records.append(
-            LatentRecord(
-                latent=sae.name(latent),
-                attribution=float(scores.operation_L[latent]),
-                attribution_se=sure.get("se"),
-                attribution_interval=(sure["low"], sure["high"]) if sure else None,
-                attribution_p=sure.get("p_family"),
-                attribution_project=float(scores.project_L[latent]),
-                projection=float(scores.projection_L[latent]),
-                delta_activation=float(scores.delta_activation_L[latent]),
-                effect=effects.each[latent].mean,
-                effect_se=effects.each[latent].se,
-                max_activation=float(ranking.stats.max_activation_L[latent]),
-                density=float(ranking.stats.density_L[latent]),
-                strength_range=effects.safe,
-                top_tokens=sae.top_tokens.get(sae.name(latent)) or promoted(sae.d_LD[latent]),
-            )
+def latent_records(ranking: Ranking, effects: Effects, promoted: Promoted) -> tuple[LatentRecord, ...]:
+    """The evidence on the leading latents."""
+    return tuple(
+        _scored(ranking, latent, promoted).model_copy(
+            update={
+                "effect": effects.each[latent].mean,
+                "effect_se": effects.each[latent].se,
+                "strength_range": effects.safe,
+            }
         )
-    return tuple(records)
+        for latent in ranking.best
+    )
+
+
+def _scored(ranking: Ranking, latent: int, promoted: Promoted) -> LatentRecord:
+    """What is known of a latent before it is intervened on."""
+    scores, sae, sure = ranking.scores, ranking.sae, ranking.uncertainty_of(latent)
+    return LatentRecord(
+        latent=sae.name(latent),
+        attribution=float(scores.operation_L[latent]),
+        attribution_se=sure.get("se"),
+        attribution_interval=(sure["low"], sure["high"]) if sure else None,
+        attribution_p=sure.get("p_family"),
+        attribution_project=float(scores.project_L[latent]),
+        projection=float(scores.projection_L[latent]),
+        delta_activation=float(scores.delta_activation_L[latent]),
+        max_activation=float(ranking.stats.max_activation_L[latent]),
+        density=float(ranking.stats.density_L[latent]),
+        top_tokens=sae.top_tokens.get(sae.name(latent)) or promoted(sae.d_LD[latent]),
+    )
 
 
 def ranking_summary(ranking: Ranking, edit: Authored) -> dict[str, Any]:
@@ -90,7 +96,7 @@ def bundle_of(
     ranking: Ranking,
     edit: Authored,
     measured: Measured,
-    promoted: Callable[[Tensor], tuple[str, ...]],
+    promoted: Promoted,
     *,
     name: str,
     behaviour: str,
@@ -133,8 +139,30 @@ def bundle_of(
     return rows_of(header, sae, stats, best, difference_D)
 
 
-def rows_of(header: Header, sae: SAE, stats: Stats, latents: list[int], difference_in_means_D: Tensor) -> Bundle:
-    """A bundle of the rows of `latents`."""
+def rival_of(bundle: Bundle, ranking: Ranking, edit: Authored, latents: Sequence[int], promoted: Promoted) -> Bundle:
+    """The rival of a run's bundle: the leaders by Δ-activation under the same edit, for a trial to hold the bundle against."""
+    header, sae = bundle.header, ranking.sae
+    kept = ("command", "pairs", "train_pairs", "scope", "loss", "masked", "scored_operation", "stats", "sae")
+    rival = header.model_copy(
+        update={
+            "name": f"{header.name[:50]}.by-activation",
+            "latents": tuple(_scored(ranking, latent, promoted) for latent in latents),
+            "vectors": (),
+            "edits": tuple(edit.recommended(sae.name(latent)) for latent in latents),
+            "provenance": {
+                **{name: header.provenance[name] for name in kept if name in header.provenance},
+                "chosen_by": f"mean activation on the pairs of {header.name!r}, positives against negatives",
+                "rival_of": bundle.content_hash,
+            },
+        }
+    )
+    return rows_of(rival, sae, ranking.stats, list(latents))
+
+
+def rows_of(
+    header: Header, sae: SAE, stats: Stats, latents: list[int], difference_in_means_D: Tensor | None = None
+) -> Bundle:
+    """A bundle of the rows of `latents`, and of the dense vector where there is one."""
     d_KD = sae.d_LD[latents]
     return Bundle(
         header,
@@ -143,5 +171,5 @@ def rows_of(header: Header, sae: SAE, stats: Stats, latents: list[int], differen
         bias=sae.b_L[latents].cpu().numpy(),
         threshold=sae.theta_L[latents].cpu().numpy(),
         baseline=(project_rows(d_KD)[0] @ stats.mean_D.to(d_KD.device)).cpu().numpy(),
-        vectors=difference_in_means_D[None].cpu().numpy(),
+        vectors=None if difference_in_means_D is None else difference_in_means_D[None].cpu().numpy(),
     )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import TypeAdapter
 from rich.progress import Progress
 from torch import Tensor
@@ -36,13 +37,15 @@ from trimtab.attribution.pairs import Completion, Pair, load_pairs, split, token
 from trimtab.attribution.passes import Passes, digest_of
 from trimtab.attribution.processes import Processes
 from trimtab.attribution.ranking import Ranking, rank
-from trimtab.attribution.record import bundle_of, layer_summary
+from trimtab.attribution.record import bundle_of, layer_summary, rival_of
 from trimtab.attribution.sae import SAE
 from trimtab.attribution.stats import Stats, measure_stats, residuals
 from trimtab.attribution.validation import Effects, Margins
 
-__all__ = ["Result", "Settings", "attribute"]
+__all__ = ["Dtype", "Result", "Settings", "attribute"]
 
+Dtype = Literal["auto", "float32", "bfloat16"]
+DTYPES: dict[Dtype, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 MIN_AGREEMENT = 0.7
 """Of a top-k SAE with the threshold it is read at, on the held-out pairs."""
 
@@ -76,6 +79,8 @@ class Settings:
     batch_tokens: int = BATCH_TOKENS
     allow_low_fidelity: bool = False
     """Write a bundle whose predictions do not agree with what was measured; its provenance says that it failed."""
+    dtype: Dtype = "auto"
+    """Of the model: bf16 on CUDA and fp32 elsewhere, or as it is said."""
     tensor_parallel: bool = False
     """Under `torchrun`, share out the model over the processes and not the data."""
     work: Path | None = None
@@ -89,6 +94,8 @@ class Result:
     """A finished run at one hook point."""
 
     bundle: Bundle
+    rival: Bundle
+    """As many leaders by Δ-activation under the same edit: what a trial holds the bundle against."""
     ranking: Ranking
     measured: Measured
 
@@ -132,6 +139,7 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
         settings.model,
         saes[0].layer,
         [sae.layer for sae in saes[1:]],
+        dtype=DTYPES[settings.dtype],
         tensor_parallel=settings.tensor_parallel and processes.size > 1,
     )
     sites = [_Site.of(sae, model.at(sae.layer), data.held_out_tokens) for sae in saes]
@@ -168,7 +176,7 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
                 n_encoded=model.n_parameters,
             )
             if settings.diff_model is not None:
-                other = SplitModel.load(settings.diff_model, site.sae.layer)
+                other = SplitModel.load(settings.diff_model, site.sae.layer, dtype=model.dtype)
                 ranking.scores.by["model_diffing"] = difference(
                     here, other, data.train_tokens, ranking.sae, settings.scope, site.resid_norm
                 )
@@ -214,25 +222,24 @@ def attribute(settings: Settings, progress: Progress, processes: Processes | Non
     def promoted(d_D: Tensor) -> tuple[str, ...]:
         return tuple(data.tokenizer.decode([i]) for i in model.promoted_tokens(d_D[None], 6)[0])
 
-    return tuple(
-        Result(
-            bundle_of(
-                ranking,
-                edit,
-                measured,
-                promoted,
-                name=settings.name,
-                behaviour=settings.behaviour,
-                model=identity,
-                n_train=len(data.train),
-                layers=layers,
-                provenance=provenance,
-            ),
+    results = []
+    for ranking, measured in found:
+        bundle = bundle_of(
             ranking,
+            edit,
             measured,
+            promoted,
+            name=settings.name,
+            behaviour=settings.behaviour,
+            model=identity,
+            n_train=len(data.train),
+            layers=layers,
+            provenance=provenance,
         )
-        for ranking, measured in found
-    )
+        results.append(
+            Result(bundle, rival_of(bundle, ranking, edit, measured.by_activation, promoted), ranking, measured)
+        )
+    return tuple(results)
 
 
 def _check_name(name: str) -> None:
@@ -270,14 +277,16 @@ class _Site:
 
     sae: SAE
     """Each latent can be read alone."""
-    h_ND: Tensor
-    """The stream over the held-out pairs, sinks left out."""
+    h_ND: Tensor | None
+    """The stream over the held-out pairs, sinks left out; None where the SAE has its own statistics and thresholds."""
     mean_D: Tensor
     resid_norm: float
 
     @classmethod
     def of(cls, sae: SAE, model: SplitModel, held_out: list[Completion]) -> _Site:
         sae = sae.on(model.device)
+        if sae.stats is not None and sae.k is None:
+            return cls(sae, None, sae.stats.mean_D, sae.stats.resid_norm)
         h_ND, resid_norm = residuals(model, held_out)
         if sae.k is not None:
             sae, agreement = sae.thresholded(h_ND)
@@ -289,7 +298,10 @@ class _Site:
 
     def stats_of(self, sae: SAE) -> Stats:
         """The statistics of `sae`, which is ours or some latents of it."""
-        return sae.stats or measure_stats(sae, self.h_ND, self.resid_norm)
+        if sae.stats is not None:
+            return sae.stats
+        assert self.h_ND is not None  # `of` measures it for an SAE without statistics.
+        return measure_stats(sae, self.h_ND, self.resid_norm)
 
 
 def _digest(settings: Settings, data: _Data, model: SplitModel, tracing: Tracing) -> str:
@@ -330,7 +342,7 @@ def _passes(
         pair, kind = pairs[e.completion // 2], ("positive", "negative")[e.completion % 2]
         raise GradientError(
             e.completion,
-            f"the gradient of pair {pair.id!r}, {kind} completion, is not finite; remove the pair, or run the model in fp32",
+            f"the gradient of pair {pair.id!r}, {kind} completion, is not finite; remove the pair, or give --dtype float32",
         ) from e
     return passes
 

@@ -167,7 +167,10 @@ class SAE:
                 "give an SAE that was trained on this model"
             )
         if self.layer >= model.n_layers:
-            raise SAEError(f"SAE {self.id} reads block {self.layer} but {model.id} has blocks 0..{model.n_layers - 1}")
+            raise SAEError(
+                f"SAE {self.id} reads block {self.layer} but {model.id} has blocks 0..{model.n_layers - 1}; "
+                "give an SAE that was trained on this model"
+            )
 
     def active(self, h_TD: Tensor) -> Active:
         """The latents that fire on each token, over all latents, a block of them at a time."""

@@ -417,7 +417,7 @@ def _resid(hook: str, layer: int | None, path: Path) -> int:
     match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(post|pre)", hook)
     found = None if match is None else int(match[1]) - (match[2] == "pre")
     if (match is None and (hook or layer is None)) or found == -1:
-        _refuse(f"{path} reads hook point {hook!r}; only blocks.N.hook_resid_post can be edited so far")
+        _refuse(f"{path} reads hook point {hook!r}; only blocks.N.hook_resid_post can be edited; give an SAE of that")
     return _block(found, layer, path)
 
 

@@ -85,9 +85,14 @@ class Effects:
             "damage": {f"{strength:g}": round(e.negative, 4) for strength, e in self.together.items()},
             "random_each": round(mean(e.mean for e in self.random), 4),
             "random_each_sd": round(stdev(e.mean for e in self.random), 4),
-            "random_together": round(self.random_together.mean, 4),
-            "delta_activation_together": round(self.delta_activation.mean, 4),
-            "difference_in_means": round(self.difference_in_means.mean, 4),
+            "controls": {
+                name: {"margin": round(e.mean, 4), "se": round(e.se, 4), "damage": round(e.negative, 4)}
+                for name, e in (
+                    ("random", self.random_together),
+                    ("delta_activation", self.delta_activation),
+                    ("difference_in_means", self.difference_in_means),
+                )
+            },
         }
 
 

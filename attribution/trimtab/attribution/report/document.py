@@ -84,7 +84,8 @@ def evidence(bundle: Bundle, model: str, sae: Path | None, pairs: Path | None) -
 def document(bundle: Bundle, trial: dict[str, Any] | None, shown: Evidence) -> dict[str, Any]:
     """The whole report."""
     header = bundle.header.model_dump(mode="json")
-    recommended = {edit["latent"] for edit in header["edits"]}
+    provenance, recommended = header["provenance"], {edit["latent"] for edit in header["edits"]}
+    truth = {point["latent"]: point for point in _dict(provenance, "fidelity").get("points", [])}
     cards = []
     for record in header["latents"]:
         name = f"latent {record['latent']}"
@@ -96,6 +97,7 @@ def document(bundle: Bundle, trial: dict[str, Any] | None, shown: Evidence) -> d
                 "recommended": record["latent"] in recommended,
                 "doses": sorted(doses, key=lambda dose: float(dose["strength"])),
                 "replies": replies,
+                "truth": truth.get(record["latent"]),
                 "margin": trial["margins"].get(name) if trial else None,
                 "promoted": [],
                 "suppressed": [],
@@ -111,7 +113,8 @@ def document(bundle: Bundle, trial: dict[str, Any] | None, shown: Evidence) -> d
         "created": now(),
         "bundle": {k: v for k, v in header.items() if k not in ("latents", "provenance")},
         "content_hash": bundle.content_hash,
-        "provenance": header["provenance"],
+        "provenance": provenance,
+        "held_out": _held_out(provenance),
         "summary": _summary(header, trial),
         "cards": cards,
         "baselines": whole,
@@ -120,6 +123,44 @@ def document(bundle: Bundle, trial: dict[str, Any] | None, shown: Evidence) -> d
         "trial": {k: v for k, v in trial.items() if k not in ("doses", "examples")} if trial else None,
         "failed": _failed(header, trial),
     }
+
+
+_CONTROLS = {
+    "random": "as many random live latents",
+    "delta_activation": "as many leaders by Δ-activation",
+    "difference_in_means": "the difference in means, subtracted",
+}
+
+
+def _held_out(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """The leaders together and what they are held against, on the held-out pairs; nothing where no run measured them."""
+    effects = _dict(provenance, "effects")
+    rows = [
+        {
+            "edit": f"the leaders together, strength {strength}",
+            "margin": margin,
+            "se": effects.get("together_se", {}).get(strength),
+            "damage": effects.get("damage", {}).get(strength),
+        }
+        for strength, margin in effects.get("together", {}).items()
+    ]
+    rows += [{"edit": _CONTROLS.get(name, name), **control} for name, control in effects.get("controls", {}).items()]
+    if "random_each" in effects:
+        rows.append(
+            {
+                "edit": "one random live latent, mean of them",
+                "margin": effects["random_each"],
+                "se": None,
+                "damage": None,
+            }
+        )
+    return rows
+
+
+def _dict(provenance: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of what a run records; empty in a bundle that no run made."""
+    found = provenance.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _summary(header: dict[str, Any], trial: dict[str, Any] | None) -> list[str]:
@@ -163,8 +204,8 @@ def _interval(d: dict[str, Any]) -> str:
 
 def _failed(header: dict[str, Any], trial: dict[str, Any] | None) -> list[str]:
     failed = list(trial["failed"]) if trial else []
-    fidelity = header["provenance"].get("fidelity")
-    if isinstance(fidelity, dict) and fidelity.get("holds") is False:
+    fidelity = _dict(header["provenance"], "fidelity")
+    if fidelity.get("holds") is False:
         failed.append(
             f"First order does not hold here: predicted and measured effects correlate {fidelity.get('pearson')}, below "
             f"{fidelity.get('bar')}."

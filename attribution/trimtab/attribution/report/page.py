@@ -26,8 +26,9 @@ def page(report: dict[str, Any]) -> str:
         "doses": {c["latent"]: dose_plot(c["doses"], base) for c in report["cards"] if c["doses"]},
         "fidelity": fidelity_plot(fidelity) if isinstance(fidelity, dict) and fidelity.get("points") else "",
     }
+    of_bundle = {card["latent"] for card in report["cards"]}
     words = {"pct": _percent, "points": _points, "nats": _nats, "pm": _plus_minus}
-    return environment.get_template("page.html.j2").render(r=report, plots=plots, **words)
+    return environment.get_template("page.html.j2").render(r=report, plots=plots, of_bundle=of_bundle, **words)
 
 
 def _percent(value: float) -> str:
