@@ -346,7 +346,7 @@ def main() -> int:
         short = [trace(model, shipped, batch, tracing).factors[sae.layer] for batch in batches(shipped)]
         runs = {f"completions of at most {COLLECTED} tokens": passes, "the same, cut at 32": short}
         scores = {
-            (name, n): scored(name, run, size.n_pairs, mean_D, stored[n][:])
+            (name, n): scored(name, run, size.n_pairs, mean_D, torch.nn.functional.normalize(stored[n][:], dim=1))
             for name, run in runs.items()
             for n in size.widths[:2]
         }
