@@ -5,6 +5,7 @@
     3 the leaders of each, and random live latents, steered one at a time, both ways, by a vector of the same length for all
     4 judged on held-out prompts: log-probability margins, and sampled text that a grader reads
     5 beside them: the difference in means at the same length, and a system message
+    6 all of it once more where the cause is known, for it was planted      `reproduction_planted`
 
 Every stage keeps what it did under build/reproduce and goes on from there; `--write` writes the page of what is there. Intervals
 are over held-out prompts: replies to one prompt are not independent.
@@ -16,7 +17,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -27,7 +28,15 @@ import torch
 from rich.console import Console
 
 from trimtab.attribution.authored import Authored
-from trimtab.attribution.bundle import Bundle, Header, LatentRecord, RecommendedEdit, SAEIdentity, VectorRecord
+from trimtab.attribution.bundle import (
+    Bundle,
+    Header,
+    LatentRecord,
+    ModelIdentity,
+    RecommendedEdit,
+    SAEIdentity,
+    VectorRecord,
+)
 from trimtab.attribution.collect import MIN_RATE, choose_pairs, collect
 from trimtab.attribution.edit import Rows, project_rows
 from trimtab.attribution.embedded import EMBEDDED_MODEL
@@ -35,16 +44,17 @@ from trimtab.attribution.graders import load_grader
 from trimtab.attribution.gradients import Tracing
 from trimtab.attribution.journal import Journal
 from trimtab.attribution.model import SplitModel, load_tokenizer
-from trimtab.attribution.pairs import Pair, load_pairs, shipped_pairs, split, tokenise
+from trimtab.attribution.pairs import Completion, Pair, load_pairs, shipped_pairs, split, tokenise
 from trimtab.attribution.passes import Passes
 from trimtab.attribution.processes import Processes
 from trimtab.attribution.progress import bars
 from trimtab.attribution.prompts import Prompt, load_prompts
-from trimtab.attribution.ranking import rank
+from trimtab.attribution.ranking import Ranking, rank
 from trimtab.attribution.sae import SAE, shipped_sae
 from trimtab.attribution.sampling import Sampling, from_endpoint
 from trimtab.attribution.selection import leading, random_live
 from trimtab.attribution.serving import client_of, serving
+from trimtab.attribution.stats import Stats
 from trimtab.attribution.trial.arms import UNSTEERED, Arm
 from trimtab.attribution.trial.cells import Cell, Outcome, Sampled, kept, run_cells
 from trimtab.attribution.trial.endpoint import Endpoint
@@ -61,6 +71,8 @@ LENGTH = 0.25
 METHODS = ("Δ-attribution", "Δ-activation", "steering gradient", "random")
 SIGNS = (-1.0, 1.0)
 """Away from the behaviour, and towards it."""
+Scored = tuple[torch.Tensor, torch.Tensor]
+"""Of each latent, by one method: its score, and the sign of its direction that steers towards the behaviour."""
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -111,7 +123,7 @@ def main() -> int:
     """Runs the stages that are missing; with `--write`, the page too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--behaviours", nargs="*", default=[b.name for b in BEHAVIOURS])
-    parser.add_argument("--stages", nargs="*", default=["collect", "rank", "margins", "texts"])
+    parser.add_argument("--stages", nargs="*", default=["collect", "rank", "margins", "texts", "planted"])
     parser.add_argument("--latents", type=int, default=100, help="leaders of each method")
     parser.add_argument("--prompts", type=int, default=16, help="held-out prompts that are asked")
     parser.add_argument("--pairs", type=int, default=24, help="held-out pairs whose margin is measured, at most")
@@ -135,7 +147,11 @@ def main() -> int:
         with serving(args.url, EMBEDDED_MODEL, flags=("--max-num-seqs", "64")) as url:
             for behaviour in chosen:
                 if bundle_file(behaviour, size).exists():
-                    _texts(behaviour, size, url)
+                    sample_texts(behaviour, size, url)
+    if "planted" in args.stages:
+        from docs.reproduction_planted import run
+
+        run()
     if args.write:
         from docs.reproduction_page import write
 
@@ -183,25 +199,27 @@ def leaders(behaviour: Behaviour, size: Size) -> dict[str, list[tuple[int, float
 
 def _rank_and_measure(behaviours: Sequence[Behaviour], size: Size, measure: bool) -> None:
     sae = SAE.load(shipped_sae())
-    if sae.stats is None:
-        raise SystemExit("the shipped SAE lacks its stats")
     model, tokenizer = SplitModel.load(EMBEDDED_MODEL, sae.layer), load_tokenizer(EMBEDDED_MODEL)
     for behaviour in behaviours:
         train, held_out = split(load_pairs(behaviour.pairs).pairs, HELD_OUT)
         if not bundle_file(behaviour, size).exists():
-            _rank(behaviour, size, sae, model, tokenizer, train)
+            completions = [c for pair in train for c in tokenise(tokenizer, pair)]
+            ranking = ranked(passes_over(behaviour, sae, model, completions), sae, model, train, size)
+            write_leaders(behaviour, size, ranking, model.identity, by_method(ranking), means_of(ranking, len(train)))
         if measure:
-            _margins(behaviour, size, model, tokenizer, held_out)
+            measure_margins(behaviour, size, model, tokenizer, held_out)
 
 
-def _rank(behaviour: Behaviour, size: Size, sae: SAE, model: SplitModel, tokenizer: Any, train: list[Pair]) -> None:
-    """Score every latent on the train pairs; write the leaders, and a bundle of their rows."""
-    stats = sae.stats
-    if stats is None:
+def stats_of(sae: SAE) -> Stats:
+    """What the shipped SAE says of itself."""
+    if sae.stats is None:
         raise SystemExit("the shipped SAE lacks its stats")
-    completions = [c for pair in train for c in tokenise(tokenizer, pair)]
-    alone = Processes()
-    passes = Passes(BUILD / f"{behaviour.name}.passes", completions, alone, device=model.device)
+    return sae.stats
+
+
+def passes_over(behaviour: Behaviour, sae: SAE, model: SplitModel, completions: Sequence[Completion]) -> Passes:
+    """The gradients of these completions; those that are there are kept."""
+    passes = Passes(BUILD / f"{behaviour.name}.passes", completions, Processes(), device=model.device)
     with bars() as advance:
         done = 0
 
@@ -209,44 +227,73 @@ def _rank(behaviour: Behaviour, size: Size, sae: SAE, model: SplitModel, tokeniz
             nonlocal done
             advance(f"{behaviour.name} gradients", done := done + n, len(completions))
 
-        passes.make(model, Tracing("completion", {sae.layer: stats.resid_norm}), count)
-    ranking = rank(
+        passes.make(model, Tracing("completion", {sae.layer: stats_of(sae).resid_norm}), count)
+    return passes
+
+
+def ranked(passes: Passes, sae: SAE, model: SplitModel, train: Sequence[Pair], size: Size) -> Ranking:
+    """Every latent, scored on the train pairs."""
+    return rank(
         passes,
         sae,
-        lambda _: stats,
+        stats_of,
         Authored.of("add", 1.0, "raw", "completion"),  # the gradient along each direction
-        mean_D=stats.mean_D,
+        mean_D=stats_of(sae).mean_D,
         prompts=[pair.prompt_key for pair in train],
-        processes=alone,
+        processes=Processes(),
         top=size.latents,
         n_encoded=model.n_parameters,
     )
-    scores, live_L = ranking.scores, ranking.live_L
-    chosen: dict[str, list[tuple[int, float]]] = {}
-    for method, score_L, sign_L in (
-        ("Δ-attribution", scores.project_L, scores.projection_L.sign()),
-        ("Δ-activation", scores.delta_activation_L, torch.ones_like(scores.projection_L)),
-        ("steering gradient", scores.operation_L.abs(), -scores.operation_L.sign()),
-    ):
+
+
+def by_method(ranking: Ranking) -> dict[str, Scored]:
+    """How each method scores the latents."""
+    scores = ranking.scores
+    return {
+        "Δ-attribution": (scores.project_L, scores.projection_L.sign()),
+        "Δ-activation": (scores.delta_activation_L, torch.ones_like(scores.projection_L)),
+        "steering gradient": (scores.operation_L.abs(), -scores.operation_L.sign()),
+    }
+
+
+def means_of(ranking: Ranking, n_train: int) -> dict[str, tuple[torch.Tensor, str]]:
+    """The dense direction that every SAE has to beat."""
+    return {"difference_in_means": (ranking.scores.difference_in_means_D, f"{n_train} train pairs, unit length")}
+
+
+def write_leaders(
+    behaviour: Behaviour,
+    size: Size,
+    ranking: Ranking,
+    model: ModelIdentity,
+    methods: Mapping[str, Scored],
+    vectors: Mapping[str, tuple[torch.Tensor, str]],
+    given: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+) -> None:
+    """Write the leaders of each method beside those that are `given`, a control, and a bundle of all their rows."""
+    sae, stats, live_L = ranking.sae, ranking.stats, ranking.live_L
+    chosen: dict[str, list[tuple[int, float]]] = {method: list(entries) for method, entries in (given or {}).items()}
+    for method, (score_L, sign_L) in methods.items():
         best = leading(score_L, live_L, sae.d_LD, size.latents)
         chosen[method] = [(latent, float(sign_L[latent])) for latent in best]
     named = sorted({latent for entries in chosen.values() for latent, _ in entries})
-    control = random_live(live_L, named, scores.activation_L, size.latents)
+    control = random_live(live_L, named, ranking.scores.activation_L, size.latents)
     chosen["random"] = [(latent, 1.0) for latent in control]
     latents = sorted({*named, *control})
-    d_KD, dim_D = (torch.nn.functional.normalize(x, dim=-1) for x in (sae.d_LD[latents], scores.difference_in_means_D))
+    d_KD = torch.nn.functional.normalize(sae.d_LD[latents], dim=-1)
+    vectors_VD = torch.nn.functional.normalize(torch.stack([v_D.float() for v_D, _ in vectors.values()]), dim=-1)
     header = Header(
         name=f"reproduce-{behaviour.name}",
         behaviour=behaviour.sentence,
         created="2026-11-25T00:00:00Z",  # of the recipe: the same run writes the same bytes
-        model=model.identity,
+        model=model,
         sae=SAEIdentity(id=sae.id, digest=sae.digest, d_sae=sae.d_sae),
         layer=sae.layer,
         resid_norm=stats.resid_norm,
         latents=tuple(
             LatentRecord(latent=i, attribution=None, max_activation=float(stats.max_activation_L[i])) for i in latents
         ),
-        vectors=(VectorRecord(name="difference_in_means", source=f"{len(train)} train pairs, unit length", norm=1.0),),
+        vectors=tuple(VectorRecord(name=name, source=source, norm=1.0) for name, (_, source) in vectors.items()),
         edits=(
             RecommendedEdit(latent=latents[0], operation="add", amount=LENGTH, unit="resid_norm", scope="completion"),
         ),
@@ -258,19 +305,21 @@ def _rank(behaviour: Behaviour, size: Size, sae: SAE, model: SplitModel, tokeniz
         bias=sae.b_L[latents].numpy(),
         threshold=sae.theta_L[latents].numpy(),
         baseline=(project_rows(d_KD)[0] @ stats.mean_D).numpy(),
-        vectors=dim_D[None].numpy(),
+        vectors=vectors_VD.numpy(),
     ).save(bundle_file(behaviour, size))
     bundle_file(behaviour, size).with_suffix(".json").write_text(json.dumps(chosen, ensure_ascii=False))
 
 
-def _margins(behaviour: Behaviour, size: Size, model: SplitModel, tokenizer: Any, held_out: list[Pair]) -> None:
+def measure_margins(
+    behaviour: Behaviour, size: Size, model: SplitModel, tokenizer: Any, held_out: Sequence[Pair]
+) -> None:
     """The margin of each held-out prompt under each direction, both ways; one journal record a prompt and direction."""
     bundle = Bundle.load(bundle_file(behaviour, size))
     by_prompt: dict[str, list[Pair]] = {}
     for pair in held_out[: size.pairs]:
         by_prompt.setdefault(pair.prompt_key, []).append(pair)
     directions = {str(r.latent): torch.from_numpy(bundle.decoder[i]) for i, r in enumerate(bundle.header.latents)}
-    directions["difference_in_means"] = torch.from_numpy(bundle.vectors[0])
+    directions |= {v.name: torch.from_numpy(bundle.vectors[i]) for i, v in enumerate(bundle.header.vectors)}
     total = len(by_prompt) * len(directions) * len(SIGNS)
     with Journal.open(_margins_file(behaviour, size), {"bundle": bundle.content_hash}) as journal, bars() as advance:
         for key, pairs in by_prompt.items():
@@ -296,13 +345,15 @@ def _row(u_D: torch.Tensor, amount: float) -> Rows:
 
 
 def arms(bundle: Bundle, behaviour: Behaviour) -> list[Arm]:
-    """Unsteered, a system message, the difference in means, and each latent; all vectors of one length."""
+    """Unsteered, a system message, the dense directions, and each latent; all vectors of one length."""
     name, amount = bundle.header.name, LENGTH
-    dim = Vector(name, "difference_in_means").add(amount, unit="resid_norm").during("completion")
     return [
         UNSTEERED,
         Arm("system message", system=behaviour.system),
-        Arm("difference in means", (dim,)),
+        *(
+            Arm(v.name.replace("_", " "), (Vector(name, v.name).add(amount, unit="resid_norm").during("completion"),))
+            for v in bundle.header.vectors
+        ),
         *(
             Arm(
                 f"latent {r.latent}",
@@ -342,11 +393,18 @@ def _journal(behaviour: Behaviour, size: Size, bundle: Bundle) -> Iterator[tuple
         yield journal, sampled
 
 
-def _texts(behaviour: Behaviour, size: Size, url: str) -> None:
+def sample_texts(
+    behaviour: Behaviour,
+    size: Size,
+    url: str,
+    model: str | None = EMBEDDED_MODEL,
+    wanted: Callable[[Cell], bool] = lambda cell: True,
+) -> None:
+    """Sample and grade the replies that are not there yet, of the cells that are wanted; `model` None is whatever is served."""
     bundle, grader = Bundle.load(bundle_file(behaviour, size)), load_grader(behaviour.grader)
-    work = cells(behaviour, bundle, size)
+    work = [cell for cell in cells(behaviour, bundle, size) if wanted(cell)]
     with (
-        Endpoint.open(url, EMBEDDED_MODEL, None, [bundle]) as endpoint,
+        Endpoint.open(url, model, None, [bundle]) as endpoint,
         _journal(behaviour, size, bundle) as (journal, sampled),
         bars() as advance,
     ):
@@ -366,7 +424,7 @@ def margins(behaviour: Behaviour, size: Size) -> dict[str, dict[str, dict[str, f
     found: dict[str, dict[str, dict[str, float]]] = {}
     pairs = split(load_pairs(behaviour.pairs).pairs, HELD_OUT)[1]
     prompts = {Prompt(pair.prompt, pair.messages).key for pair in pairs}
-    names = [*(str(r.latent) for r in bundle.header.latents), "difference_in_means"]
+    names = [*(str(r.latent) for r in bundle.header.latents), *(v.name for v in bundle.header.vectors)]
     with Journal.open(_margins_file(behaviour, size), {"bundle": bundle.content_hash}) as journal:
         for prompt, name in product(sorted(prompts), names):
             if f"{prompt}/{name}" in journal:

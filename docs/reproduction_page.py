@@ -12,10 +12,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from docs import reproduction as run
+from docs import reproduction_planted as planted
+from docs import reproduction_planted_page as planted_page
+from trimtab.attribution.bundle import Bundle
 from trimtab.attribution.trial.doses import Estimate, sign_flip_p
 
 PAGE, FIGURES = Path("docs/reproduction.md"), Path("docs/reproduction")
-COLORS = {"Δ-attribution": "#0b6e4f", "Δ-activation": "#b3261e", "steering gradient": "#3b5bdb", "random": "#8a929c"}
+COLORS = {
+    "planting": "#7b2cbf",
+    "Δ-attribution": "#0b6e4f",
+    "Δ-activation": "#b3261e",
+    "steering gradient": "#3b5bdb",
+    "model diffing": "#c77700",
+    "random": "#8a929c",
+}
 FEWEST = 3
 """Prompts, below which nothing is said."""
 
@@ -38,13 +48,27 @@ def write(behaviours: Sequence[run.Behaviour], size: run.Size) -> None:
     """Write the page and its figures."""
     FIGURES.mkdir(exist_ok=True)
     there = [b for b in behaviours if run.bundle_file(b, size).exists()]
-    parts = [_opening(size), _rates(behaviours)]
     verdicts: list[str] = []
-    for behaviour in there:
-        parts.append(_behaviour(behaviour, size, verdicts))
-    parts.append(_shared(there, size))
-    parts.insert(1, "## What came out\n\n" + "\n".join(f"- {line}" for line in verdicts) + "\n")
-    PAGE.write_text("\n".join(parts))
+    parts = [_behaviour(behaviour, size, verdicts) for behaviour in there]
+    if there:
+        parts += [_shared(there, size)]
+    if record := planted.record():
+        parts += _planted(record, verdicts)
+    found = "## What came out\n\n" + "\n".join(f"- {line}" for line in verdicts) + "\n"
+    rates = [_rates(behaviours)] if behaviours else []
+    PAGE.write_text("\n".join([_opening(size), found, *rates, *parts]))
+
+
+def _planted(record: dict[str, Any], verdicts: list[str]) -> list[str]:
+    """The section of the planted causes, and what steering does to each."""
+    figure = FIGURES / "planted.ranks.svg"
+    if planted_page.there(record):
+        planted_page.plot(record, figure)
+    parts = [planted_page.section(record, f"reproduction/{figure.name}")]
+    for behaviour in (b for b in planted.BEHAVIOURS if b.name in planted_page.there(record)):
+        verdicts.append(planted_page.verdict(behaviour.name, record["ranks"][behaviour.name]))
+        parts.append(_behaviour(behaviour, planted.SIZE, verdicts))
+    return parts
 
 
 def _opening(size: run.Size) -> str:
@@ -74,7 +98,9 @@ def _rates(behaviours: Sequence[run.Behaviour]) -> str:
 
 def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str]) -> str:
     leaders = {m: [(str(latent), sign) for latent, sign in e] for m, e in run.leaders(behaviour, size).items()}
-    leaders["difference in means"] = [("difference_in_means", 1.0)]
+    methods = list(leaders)
+    for vector in Bundle.load(run.bundle_file(behaviour, size)).header.vectors:
+        leaders[vector.name.replace("_", " ")] = [(vector.name, 1.0)]
     out = [f"## {behaviour.name}: {behaviour.sentence}", ""]
     for what, effects, system in (
         ("margin", Effects("nats per token", run.margins(behaviour, size)), None),
@@ -100,7 +126,7 @@ def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str]) ->
         if system is not None:
             out.append(f"| *system message* | | {_said(system, scale)} | | | |")
         out.append("")
-        verdicts.append(_verdict(behaviour, what, values, scale))
+        verdicts.append(_verdict(behaviour, what, values, scale, methods))
         figure = f"{behaviour.name}.{what}.svg"
         _figure(leaders, values, effects.unit, scale, FIGURES / figure)
         out += [f"![{behaviour.name}, {what}](reproduction/{figure})", ""]
@@ -122,14 +148,16 @@ def _rate_effects(behaviour: run.Behaviour, size: run.Size) -> tuple[Effects, Es
     return Effects("points of the rate", of), Estimate.of(list(system.values())) if system else None
 
 
-def _verdict(behaviour: run.Behaviour, what: str, values: dict[tuple[str, bool], Any], scale: float) -> str:
+def _verdict(
+    behaviour: run.Behaviour, what: str, values: dict[tuple[str, bool], Any], scale: float, methods: Sequence[str]
+) -> str:
     """Δ-attribution against Δ-activation, prompt by prompt: how much further from away to towards."""
-    span = {m: (values[m, True].mean(0) - values[m, False].mean(0)) for m in run.METHODS}
+    span = {m: (values[m, True].mean(0) - values[m, False].mean(0)) for m in methods}
     unit = "points" if scale == 100 else "nats per token"
     gap_P = span["Δ-attribution"] - span["Δ-activation"]
     e, p = Estimate.of(gap_P), sign_flip_p(gap_P)
     word = "further than" if e.low > 0 else "less far than" if e.high < 0 else "as far as"
-    others = {m: float(span[m].mean()) for m in run.METHODS}
+    others = {m: float(span[m].mean()) for m in methods}
     best = max(others, key=lambda m: others[m])
     return (
         f"**{behaviour.name}, {what}**: the leaders by Δ-attribution move it {word} those by Δ-activation "
@@ -142,7 +170,7 @@ def _figure(leaders: dict[str, Any], values: dict[tuple[str, bool], Any], unit: 
     """Effect of each latent by its rank (the post's first figure), and the mean of each method (its second)."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     ranks, means = figure.subplots(1, 2, width_ratios=(2, 1), sharey=True)
-    for method, color in COLORS.items():
+    for method, color in ((m, COLORS[m]) for m in leaders if m in COLORS):
         for towards in (False, True):
             v = scale * values[method, towards].mean(1)
             label = method if towards else None
