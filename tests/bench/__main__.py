@@ -25,7 +25,7 @@ from rich.console import Console
 from tests.bench.admission import plan_milliseconds, upload_seconds
 from tests.bench.conditions import BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned
 from tests.bench.document import document
-from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, start
+from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, start
 from tests.bench.report import tables
 from tests.bench.step import step_milliseconds
 from tests.bench.turns import run_in_turns
@@ -85,7 +85,7 @@ def main() -> int:
                     continue
                 there = [c for c in args.conditions or cell.conditions if CONDITIONS[c].engine in engines]
                 cell = cell._replace(conditions=tuple(there), rounds=args.rounds or cell.rounds)
-                kept = results["cells"].setdefault(name, {"settings": cell._asdict(), "rounds": []})
+                kept = results["cells"].setdefault(name, {"settings": {}, "rounds": []})
                 kept["settings"] = cell._asdict()
                 measure = _measure_in_turns if cell.groups else _measure
                 measure(name, cell, engines, kept["rounds"], deadline, lambda: _write(args.out, results))
@@ -112,7 +112,7 @@ def _measure(name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any
             engines[CONDITIONS[condition].engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
     while len(rounds) < cell.rounds and time.monotonic() < deadline:
         k = len(rounds)
-        turned = [*cell.conditions[k % len(cell.conditions) :], *cell.conditions[: k % len(cell.conditions)]]
+        turned = _turned(cell.conditions, k)
         # Every other round runs backwards, so that nobody always follows the same neighbour.
         order = [c for c in (turned if k % 2 == 0 else turned[::-1]) if k < cell.beside or c not in BESIDE]
         took: dict[str, Any] = {}
@@ -120,9 +120,8 @@ def _measure(name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any
             mine = engines[CONDITIONS[condition].engine]
             others = [engine for engine in engines.values() if engine is not mine]
             before = sum(engine.cpu() for engine in others)
-            took[condition] = mine.run(Ask(cell, condition, k))._asdict()
-            del took[condition]["tokens"]
-            took[condition]["others_cpu"] = sum(engine.cpu() for engine in others) - before
+            of = mine.run(Ask(cell, condition, k))
+            took[condition] = _entry(of, sum(engine.cpu() for engine in others) - before)
         rounds.append(took)
         save()
         plain = took.get("plain", took[order[0]])["seconds"]
@@ -146,18 +145,23 @@ def _measure_in_turns(
             for condition, engine in assigned(cell.groups[g], k).items()
             if condition in cell.conditions and engine in engines and (k < cell.beside or condition not in BESIDE)
         }
-        turned = sorted(chosen, key=lambda condition: (list(chosen).index(condition) + k) % len(chosen))
+        turned = _turned(tuple(chosen), k)
         took = run_in_turns([(chosen[condition], Ask(cell, condition, k)) for condition in turned])
-        rounds.append(
-            {
-                condition: {field: value for field, value in of._asdict().items() if field != "tokens"}
-                | {"others_cpu": 0.0}
-                for condition, of in zip(turned, took, strict=True)
-            }
-        )
+        rounds.append({condition: _entry(of, 0.0) for condition, of in zip(turned, took, strict=True)})
         save()
         told = ", ".join(f"{condition} {of.seconds:.2f} s" for condition, of in zip(turned, took, strict=True))
         console.print(f"{name}: round {k + 1} of {cell.rounds}: {told}", style="dim")
+
+
+def _turned(conditions: tuple[str, ...], k: int) -> list[str]:
+    """The same, in an order that each round begins elsewhere."""
+    k %= len(conditions)
+    return [*conditions[k:], *conditions[:k]]
+
+
+def _entry(took: Took, others_cpu: float) -> dict[str, Any]:
+    """What is kept of a run."""
+    return {field: value for field, value in took._asdict().items() if field != "tokens"} | {"others_cpu": others_cpu}
 
 
 def _needed(cell: Cell, allowed: list[str]) -> tuple[str, ...]:

@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests import processes
 from tests.bench.conditions import (
     CONDITIONS,
     D_MODEL,
@@ -101,8 +103,13 @@ class Engine:
         """Let them go on."""
         self._signal(signal.SIGCONT)
 
+    @cached_property
+    def _family(self) -> tuple[int, ...]:
+        """The processes of an engine that is ready: looked for once, as turns are timed."""
+        return (self._process.pid, *descendants(self._process.pid))
+
     def _signal(self, number: signal.Signals) -> None:
-        for pid in (self._process.pid, *descendants(self._process.pid)):
+        for pid in self._family:
             os.kill(pid, number)
 
     def cpu(self) -> float:
@@ -305,19 +312,9 @@ class _Clocks:
         return seconds, worker, total
 
     def _read(self) -> tuple[float, float]:
-        return sum(map(_cpu, self._workers)), sum(map(_cpu, self._pids))
+        return sum(map(processes.cpu_seconds, self._workers)), sum(map(processes.cpu_seconds, self._pids))
 
 
 def cpu_seconds(pid: int) -> float:
     """CPU seconds that a process and all below it have used so far."""
-    return sum(_cpu(each) for each in (pid, *descendants(pid)))
-
-
-def _cpu(pid: int) -> float:
-    total = 0
-    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        try:
-            total += int(task.read_text().split()[0])
-        except OSError:
-            continue  # a thread that has just ended
-    return total / 1e9
+    return sum(processes.cpu_seconds(each) for each in (pid, *descendants(pid)))

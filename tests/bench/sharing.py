@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.engines import cpu_seconds
 from tests.parity.cases import edit
 from tests.parity.engine import Engine
 from tests.parity.rows import bundles
-from tests.processes import cpu_seconds, descendants
 from trimtab.server.engine.proof import KEY, verify
 from trimtab.server.plan import Plan, compile_plan
 from trimtab.server.steering import parse_steering
@@ -68,7 +68,7 @@ def run(engine: Engine, asked: list[tuple[list[int], Plan]], key: str) -> tuple[
     from vllm import SamplingParams
 
     engine.cold()
-    computed, started, cpu = 0, time.monotonic(), _cpu()
+    computed, started, cpu = 0, time.monotonic(), cpu_seconds(os.getpid())
     for part in (asked[:1], asked[1:]):
         salt = [{"cache_salt": wanted.hash} if key == "by plan" else {} for _, wanted in part]
         prompts: Any = [{"prompt_token_ids": p} | s for (p, _), s in zip(part, salt, strict=True)]
@@ -76,11 +76,7 @@ def run(engine: Engine, asked: list[tuple[list[int], Plan]], key: str) -> tuple[
         for output, (p, wanted) in zip(engine.llm.generate(prompts, params, use_tqdm=False), part, strict=True):
             verify(wanted, (output.kv_transfer_params or {}).get(KEY), len(p), [1])
             computed += len(p) - (output.num_cached_tokens or 0)
-    return time.monotonic() - started, _cpu() - cpu, computed
-
-
-def _cpu() -> float:
-    return sum(map(cpu_seconds, (os.getpid(), *descendants(os.getpid()))))
+    return time.monotonic() - started, cpu_seconds(os.getpid()) - cpu, computed
 
 
 if __name__ == "__main__":
