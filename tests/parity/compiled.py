@@ -9,13 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.parity.architectures.compare import Asked, ask
 from tests.parity.on_device import PROMPTS, bundles, plans
 from tests.parity.program import say
 from trimtab.server.engine.bundles import register_bundle
 from trimtab.server.engine.handshake import prove_llm
-from trimtab.server.engine.proof import KEY, verify
-
-N_TOKENS = 6
 
 
 def asked() -> list[Any]:
@@ -25,7 +23,7 @@ def asked() -> list[Any]:
 
 def main(folder: str) -> dict[str, Any]:
     """Answers to `asked`, those with a plan left out where there is no plugin."""
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     steers = os.environ.get("VLLM_PLUGINS") is None
     llm = LLM(
@@ -42,25 +40,7 @@ def main(folder: str) -> dict[str, Any]:
             register_bundle(llm, bundle)
         prove_llm(llm, [bundle.content_hash for bundle in bundles().values()])
     chosen = [(prompt, plan) for prompt, plan in asked() if steers or plan is None]
-    params = [
-        SamplingParams(
-            temperature=0.0,
-            max_tokens=N_TOKENS,
-            ignore_eos=True,
-            logprobs=0,
-            detokenize=False,
-            extra_args={KEY: plan.wire()} if plan else None,
-        )
-        for _, plan in chosen
-    ]
-    prompts: Any = [{"prompt_token_ids": prompt} for prompt, _ in chosen]
-    answers = []
-    for output, (prompt, plan) in zip(llm.generate(prompts, params, use_tqdm=False), chosen, strict=True):
-        sample: Any = output.outputs[0]
-        if plan is not None:
-            verify(plan, (output.kv_transfer_params or {}).get(KEY), len(prompt), [N_TOKENS])
-        logprobs = [step[token].logprob for step, token in zip(sample.logprobs, sample.token_ids, strict=True)]
-        answers.append([list(sample.token_ids), logprobs])
+    answers = ask(llm, [Asked(prompt, plan) for prompt, plan in chosen])
     llm.llm_engine.engine_core.shutdown()
     artifacts = Path(os.environ["VLLM_CACHE_ROOT"]) / "torch_compile_cache" / "torch_aot_compile"
     return {"answers": answers, "artifacts": sorted(path.name for path in artifacts.iterdir())}
