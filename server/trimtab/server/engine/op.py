@@ -4,7 +4,7 @@ It mutates `hidden` in place and reads everything else (which rows, which edits)
 attention ops do; so plans, slots and vectors never enter a compiled graph, and the graph needs no break.
 
 Attached with `register_forward_hook`, not by swapping the class: hooks run in `Module.__call__`, which weight offloading does not
-shadow (it replaces the instance's `forward`), and torch.compile traces them.
+shadow (it replaces the instance's `forward`), and torch.compile traces them. Without a compiler they call the operator's body.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from trimtab.server.engine.layers import HookPoint
 if TYPE_CHECKING:
     from trimtab.server.engine.edit_state import EditState
 
-__all__ = ["NAME", "SCHEMA_VERSION", "attach", "bind", "define"]
+__all__ = ["NAME", "SCHEMA_VERSION", "attach", "bind", "call", "define"]
 
 NAME = "edit_"
 SCHEMA_VERSION = 1
@@ -57,24 +57,33 @@ def _hook(point: HookPoint) -> Callable[[nn.Module, Any, Any], None]:
         case "pair":
 
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                torch.ops.trimtab.edit_(output[0], output[1], layer)
+                call(output[0], output[1], layer)
 
         case "decoy" | "alone":
 
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                torch.ops.trimtab.edit_(output[0], None, layer)
+                call(output[0], None, layer)
 
         case "single":
 
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                torch.ops.trimtab.edit_(output, None, layer)
+                call(output, None, layer)
 
         case "batched":
 
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                torch.ops.trimtab.edit_(output[0], None, layer)
+                call(output[0], None, layer)
 
     return hook
+
+
+def call(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
+    """The operator where a graph is traced, which must hold it; its body where Python runs, for the way through PyTorch's
+    dispatcher costs more than an idle layer does."""
+    if torch.compiler.is_compiling():
+        torch.ops.trimtab.edit_(hidden, residual, layer)
+    else:
+        _edit(hidden, residual, layer)
 
 
 def _edit(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
