@@ -236,7 +236,7 @@ def test_any_plan_in_any_chunks_with_any_preemption_is_spelt_out(
     state.arrive("r", wanted.wire(), n_prompt)
     state.arrive("beside", wanted.wire(), 2)
     result = {layer: torch.full((end, D), torch.nan) for layer in LAYERS}
-    reports: dict[str, proof.Report] = {}
+    reports = proof.Reports()
     position = steps = 0
     for chunk in [*chunks, end, end]:
         if position and random.random() < 0.2:

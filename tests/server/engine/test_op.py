@@ -98,3 +98,27 @@ def test_a_decoy_does_not_read_its_stale_second(state: EditState) -> None:
     state.prepare(["r"], [0], [3])
     layer(torch.randn(3, D))
     assert state.collect()()["r"].failure is None
+
+
+def test_where_python_runs_only_the_layers_of_a_step_have_hooks(state: EditState) -> None:
+    model = Model()
+    state.hooks = op.Hooks([HookPoint(layer, "pair", module) for layer, module in enumerate(model.layers)])
+
+    def hooked() -> list[bool]:
+        return [bool(module._forward_hooks) for module in model.layers]
+
+    assert hooked() == [True, True]  # warming up, and the handshake, call them all
+    state.prepare(["other"], [0], [2])
+    assert hooked() == [False, False]
+    state.arrive("r", PLAN.wire(), 3)
+    x = torch.randn(5, D)
+    for start in (0, 3):
+        state.prepare(["other", "r"], [start, start], [2, 3])
+        assert hooked() == [False, True]
+        edited = model(x)
+        assert state.collect()()["r"].failure is None
+    state.finish(["r"])
+    state.prepare(["other"], [5], [5])
+    torch.testing.assert_close(model(x) - edited, torch.tensor([0.0, 0, -1, -1, -1]).unsqueeze(1) * CHANGE)
+    state.idle()
+    assert hooked() == [True, True]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimtab.server.engine.proof import COUNTS, KEY, Report, settled
+from trimtab.server.engine.proof import COUNTS, KEY, Report, Reports, settled
 from trimtab.server.engine.ranks import Apart, Gather, Steered, assembled
 
 SAME = np.ones(len(COUNTS), np.int32)
@@ -19,7 +19,7 @@ def report(*layers: int, norm: float = 0.5, counts: Any = SAME, drafts: Any = ()
 
 
 def proof(*reports: Report | None, n_ranks: int | None = None, n_tensor: int = 1) -> dict[str, Any]:
-    by_rank = [{} if found is None else {"r": found} for found in reports]
+    by_rank = [Reports({} if found is None else {"r": found}) for found in reports]
     return settled(assembled(by_rank, "r", n_ranks or len(reports), n_tensor), 100)
 
 
@@ -87,13 +87,13 @@ def test_what_is_not_the_work_of_all_ranks_fails_the_request(
 class Output:
     """As much of a `ModelRunnerOutput` as carries reports."""
 
-    def __init__(self, *reports: dict[str, Report]) -> None:
+    def __init__(self, *reports: Reports) -> None:
         if reports:
             self.trimtab = list(reports)
 
 
 def test_reports_are_gathered_by_rank_onto_the_output_that_is_read() -> None:
-    mine, theirs = {"r": report(2)}, {"r": report(0)}
+    mine, theirs = Reports({"r": report(2)}), Reports({"r": report(0)})
     output = Gather().aggregate([Output(theirs), None, Output(), Output(mine)], output_rank=3)
     assert output.trimtab == [theirs, {}, {}, mine]
     assert Gather().aggregate([Output(theirs), None], output_rank=1) is None
@@ -103,7 +103,7 @@ def test_a_rank_that_samples_nothing_answers_with_an_output_of_its_own() -> None
     """vLLM returns one and the same empty output there: a report put on it would ride on every later step."""
     from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
-    output: Any = Apart(lambda: {"r": report(0)}).get_output()
+    output: Any = Apart(lambda: Reports({"r": report(0)})).get_output()
     assert output.trimtab == [{"r": report(0)}]
     assert output is not EMPTY_MODEL_RUNNER_OUTPUT
     assert not hasattr(EMPTY_MODEL_RUNNER_OUTPUT, KEY)

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.attribution.edit import Rows, delta
+from trimtab.server.engine import work as work_
 from trimtab.server.engine.conditional import Tokens
 from trimtab.server.engine.onward import NEVER, Onward, Watch
 from trimtab.server.engine.proof import GATE, SPECIAL
 from trimtab.server.engine.tables import Conditional, SlotRows
-from trimtab.server.engine.work import DENSE_LATENTS, LONG_ROWS, LayerWork, Piece
+from trimtab.server.engine.work import DENSE_LATENTS, LONG_ROWS, LayerWork, Norms, Piece
 from trimtab.server.plan import Gate
 from trimtab.server.window import EVERYWHERE
 
@@ -50,7 +51,7 @@ def check(pieces: list[tuple[SlotRows, Rows, int, int]], n_rows: int, residual: 
     work = LayerWork([Piece(s, start, stop) for s, _, start, stop in pieces], CPU)
     norms = work.apply(hidden, other if residual else None)
     torch.testing.assert_close(hidden, before + expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(norms.delta_N / norms.stream_N, torch.cat(ratios), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(Norms.ratios([norms, norms])[1], torch.cat(ratios), rtol=1e-4, atol=1e-5)
     edited = torch.zeros(n_rows, dtype=torch.bool)
     for _, _, start, stop in pieces:
         edited[start:stop] = True
@@ -70,6 +71,15 @@ def test_any_batch_is_the_reference(batch: list[tuple[int, int, int]], residual:
         pieces.append((*slots[which], row, row + length))
         row += length
     check(pieces, row + 2, residual)
+
+
+def test_the_norms_of_many_rows_are_taken_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_, "FEW", 3 * D)
+    for n in (3, 4):
+        check([(*slot(2, 0), 1, 1 + n)], n + 2)
+        h = torch.randn(n, D)
+        norms = LayerWork([Piece(slot(2, 0)[0], 0, n)], CPU).apply(h, h.clone())
+        assert norms.stream.shape == ((3, D) if n == 3 else (4,))
 
 
 def test_many_slots_with_many_latents_are_padded() -> None:

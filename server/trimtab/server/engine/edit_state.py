@@ -8,7 +8,8 @@ request as a failure, travels with its proof, and the reply fails closed.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,84 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.server.engine.conditional import Tokens
+from trimtab.server.engine.counting import CACHED, Block, Count, Group, Request, fail, tally
 from trimtab.server.engine.device_path import DevicePath, Found, to_host
 from trimtab.server.engine.device_slots import Span
 from trimtab.server.engine.onward import Onward, Watch
+from trimtab.server.engine.op import Hooks
 from trimtab.server.engine.probe import Probes
-from trimtab.server.engine.proof import COUNTS, GATE, SPECIAL, Report
+from trimtab.server.engine.proof import Reports, Together
+from trimtab.server.engine.steady import Steady
 from trimtab.server.engine.tables import SlotRows, Tables
 from trimtab.server.engine.wire import decode, segments, stop
 from trimtab.server.engine.work import LayerWork, Norms, Piece, Where
 from trimtab.server.errors import InvalidSteering
-from trimtab.server.plan import Segment
 
-__all__ = ["EditState", "Request"]
+__all__ = ["EditState"]
 
 _log = logging.getLogger(__name__)
-
-
-_PROMPT, _COMPLETION, _CACHED, _GATE, _SPECIAL = range(len(COUNTS))
-
-
-@dataclass
-class Request:
-    """One steered request in this worker."""
-
-    plan_hash: str
-    n_prompt: int
-    segments: tuple[Segment, ...]
-    layers: tuple[int, ...]
-    """Of the plan, those that this worker owns, ascending."""
-    entries: dict[Watch, int] = field(default_factory=dict)
-    """In `Onward`."""
-    high_water: int = 0
-    """Positions below were run or came out of the cache: recomputing them after a preemption counts nothing."""
-    failure: str | None = None
-    drafted: int = 0
-    """Positions below were run in the last step, drafts of speculative decoding included."""
-    drafts: list[tuple[int, int, float, int]] = field(default_factory=list)
-    """(layer, position, ‖Δ‖/‖h‖, flags) of the last step's edited drafts, which count once they are accepted."""
-
-    def __post_init__(self) -> None:
-        self.counts_KL = np.zeros((len(COUNTS), len(self.layers)), np.int32)
-        """A proof's counts at each layer, each position counted once."""
-        self.norms_2L = np.zeros((2, len(self.layers)))
-        """Largest and summed ‖Δ‖/‖h‖ at each layer."""
-        self._at: dict[tuple[int, ...], slice | list[int]] = {self.layers: slice(None)}
-
-    def at(self, layers: tuple[int, ...]) -> slice | list[int]:
-        """Where these layers are in the arrays."""
-        found = self._at.get(layers)
-        if found is None:
-            found = self._at[layers] = [self.layers.index(layer) for layer in layers]
-        return found
-
-    def settle(self, start: int) -> None:
-        """Count the drafts that were accepted: those below the first position of the request's next step."""
-        for layer, position, norm, flags in self.drafts:
-            if position < start:
-                i = self.layers.index(layer)
-                self.counts_KL[:, i] += (0, 1, 0, bool(flags & GATE), bool(flags & SPECIAL))
-                self.norms_2L[:, i] = max(self.norms_2L[0, i], norm), self.norms_2L[1, i] + norm
-        self.drafts.clear()
-        self.high_water = max(self.high_water, min(start, self.drafted))
-
-    def report(self) -> Report:
-        """What was applied so far."""
-        counts, norms = self.counts_KL.tobytes(), self.norms_2L.tobytes()
-        return Report(self.plan_hash, self.failure, self.layers, counts, norms, tuple(self.drafts))
-
-
-class _Count(NamedTuple):
-    """What a span adds to its request's counts once it has been applied."""
-
-    request: Request
-    again: int
-    """Of its rows, the first ones that were counted before a preemption."""
-    prompt: int
-    completion: int
-    drafts: range
-    """Positions of its last rows that are drafts and not counted before."""
 
 
 @dataclass
@@ -109,16 +48,6 @@ class _Layer:
     """Of the edited rows; None until the operator has run in this step."""
 
 
-class _Group(NamedTuple):
-    """Layers that edit the same spans."""
-
-    layers: tuple[int, ...]
-    members: tuple[int, ...]
-    """Which of the step's spans."""
-    ends: NDArray[np.int64]
-    """Where the rows of each member end among the group's edited rows."""
-
-
 class _Layout(NamedTuple):
     """What a step does at each layer, reused while the batch stays the same: a decode step moves positions, not rows."""
 
@@ -129,7 +58,7 @@ class _Layout(NamedTuple):
     pieces: Mapping[int, tuple[Piece, ...]] = MappingProxyType({})
     works: Mapping[int, LayerWork] = MappingProxyType({})
     """Empty with a `DevicePath`."""
-    groups: tuple[_Group, ...] = ()
+    groups: tuple[Group, ...] = ()
     is_conditional: bool = False
 
     @staticmethod
@@ -154,7 +83,7 @@ class _Layout(NamedTuple):
         for layer, found in sorted(members.items()):
             alike.setdefault(tuple(found), []).append(layer)
         groups = tuple(
-            _Group(tuple(layers), found, np.cumsum([spans[i].stop - spans[i].start for i in found]))
+            Group(tuple(layers), found, np.cumsum([spans[i].stop - spans[i].start for i in found]))
             for found, layers in alike.items()
         )
         works: dict[int, LayerWork] = {}
@@ -185,6 +114,8 @@ class EditState:
         self.path = path
         self.elsewhere = frozenset(elsewhere)
         """Steerable layers of other pipeline stages, whose edits those make."""
+        self.hooks: Hooks | None = None
+        """To leave on the layers that a step needs; None where a compiler or a graph keeps them."""
         self.speaks = True
         """Whether the scheduler reads the output of this rank."""
         self.token_ids: Tensor | None = None
@@ -194,9 +125,13 @@ class EditState:
         self.layers = {layer: _Layer() for layer in layers}
         self.probes = Probes(tables, layers)
         self._requests: dict[str, Request] = {}
-        self._step: list[tuple[str, Request]] = []
-        self._counts: list[_Count] = []
+        self._step: Sequence[tuple[str, Request]] = ()
+        self._counts: Sequence[Count] = ()
         """Of the spans of this step."""
+        self._steady: Steady | None = None
+        """What the last step was, or may be followed by."""
+        self._blocks: Sequence[Block | None] = ()
+        """Of this step's groups, if it is a steady one."""
         self._active = False
         self.layout = _Layout()
         """Of the last step that edited something."""
@@ -225,6 +160,7 @@ class EditState:
         if request_id in self._requests and self._requests[request_id].n_prompt == n_prompt:
             return
         self._forget(request_id)
+        self._steady = None
         try:
             plan = decode(wire)
         except (InvalidSteering, TypeError) as e:
@@ -254,6 +190,7 @@ class EditState:
     def _forget(self, request_id: str) -> None:
         request = self._requests.pop(request_id, None)
         if request is not None:
+            self._steady = None
             self._onward.give(request.entries.values())
 
     def unload(self, content_hash: str) -> bool:
@@ -267,7 +204,12 @@ class EditState:
         return True
 
     def idle(self) -> None:
-        """The next forward edits and reads nothing."""
+        """The next forward, which warms up or proves that the hooks are called, edits and reads nothing."""
+        self._nothing()
+        if self.hooks is not None:
+            self.hooks.everywhere()
+
+    def _nothing(self) -> None:
         self._reset()
         self.probes.step = {}
         if self.path is not None:
@@ -279,8 +221,7 @@ class EditState:
                 state = self.layers[layer]
                 state.work, state.norms = None, None
         self._active = False
-        self._counts = []
-        self._step = []
+        self._step = self._counts = self._blocks = ()
         self._position_T = self._tokens = None
 
     def prepare(
@@ -296,39 +237,33 @@ class EditState:
         """
         self._reset()
         if not self._requests:
-            self.idle()
+            self._nothing()
         self.probes.prepare(request_ids, starts, lengths)
-        if not self._requests:
-            return
-        try:
-            self._prepare(request_ids, starts, lengths, drafts)
-        except Exception as e:  # noqa: BLE001 - told to every steered request of the step through its proof
-            _log.exception("trimtab: a step could not be prepared")
-            step = [(r, self._requests[r]) for r in request_ids if r in self._requests]
-            self.idle()
-            self._step = step
-            for _, request in step:
-                request.failure = f"the step could not be prepared: {type(e).__name__}: {e}"
+        if self._requests:
+            try:
+                self._prepare(request_ids, starts, lengths, drafts)
+            except Exception as e:  # noqa: BLE001 - told to every steered request of the step through its proof
+                _log.exception("trimtab: a step could not be prepared")
+                step = [(r, self._requests[r]) for r in request_ids if r in self._requests]
+                self._nothing()
+                self._step = step
+                for _, request in step:
+                    request.failure = f"the step could not be prepared: {type(e).__name__}: {e}"
+        if self.hooks is not None:
+            edited = self.layout.pieces.keys() if self._active else frozenset[int]()
+            self.hooks.only(edited | self.probes.step.keys())
 
     def _prepare(
         self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int], drafts: Mapping[str, int]
     ) -> None:
-        spans: list[tuple[Span, _Count]] = []
-        row = 0
-        for request_id, first, n in zip(request_ids, starts, lengths, strict=True):
-            request = self._requests.get(request_id)
-            if request is not None:
-                self._step.append((request_id, request))
-                spans += self._spans(request, first, first + n, row - first, drafts.get(request_id, 0))
-            row += n
-        key = tuple((id(span.slot), span.start, span.stop, *count.request.entries.values()) for span, count in spans)
-        if key != self.layout.key:
-            device = self.tables.device if self.path is None else None
-            self.layout = _Layout.of(
-                tuple(span for span, _ in spans), key, [count.request for _, count in spans], device
-            )
-        self._counts = [count for _, count in spans]
-        self._active = bool(spans)
+        steady = self._steady
+        if steady is not None and steady.goes_on(request_ids, starts, lengths, drafts):
+            self._step, self._counts, self._blocks = steady.step, steady.counts, steady.blocks
+        else:
+            self._find(request_ids, starts, lengths, drafts)
+            groups = self.layout.groups if self._counts else ()
+            self._steady = Steady.after(request_ids, starts, lengths, self._step, groups, self._counts)
+        self._active = bool(self._counts)
         for layer, work in self.layout.works.items():
             self.layers[layer].work = work
         positions = np.zeros(0, np.int64)
@@ -340,6 +275,27 @@ class EditState:
             self.path.write(self.layout.spans, positions, watching)
         elif self.layout.is_conditional:
             self._position_T = torch.from_numpy(positions).to(self.tables.device)
+
+    def _find(
+        self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int], drafts: Mapping[str, int]
+    ) -> None:
+        """The step's requests, their spans and the layout of these."""
+        step: list[tuple[str, Request]] = []
+        spans: list[tuple[Span, Count]] = []
+        row = 0
+        for request_id, first, n in zip(request_ids, starts, lengths, strict=True):
+            request = self._requests.get(request_id)
+            if request is not None:
+                step.append((request_id, request))
+                spans += self._spans(request, first, first + n, row - first, drafts.get(request_id, 0))
+            row += n
+        key = tuple((id(span.slot), span.start, span.stop, *count.request.entries.values()) for span, count in spans)
+        if key != self.layout.key:
+            device = self.tables.device if self.path is None else None
+            self.layout = _Layout.of(
+                tuple(span for span, _ in spans), key, [count.request for _, count in spans], device
+            )
+        self._step, self._counts = step, [count for _, count in spans]
 
     def _watch(self, starts: Sequence[int], lengths: Sequence[int], request_ids: Sequence[str]) -> set[int]:
         """Before a forward with conditional rows: gates that opened in what is computed again have not opened; the layers of
@@ -356,12 +312,12 @@ class EditState:
             self._onward.forget(entries, since)
         return layers
 
-    def _spans(self, request: Request, start: int, end: int, offset: int, n_drafts: int) -> list[tuple[Span, _Count]]:
+    def _spans(self, request: Request, start: int, end: int, offset: int, n_drafts: int) -> list[tuple[Span, Count]]:
         """What to edit in positions [start, end), which are rows [start + offset, end + offset); the last ones are drafts."""
         request.settle(start)
         known, sure = request.high_water, end - n_drafts
         request.high_water, request.drafted = max(known, sure), end
-        found: list[tuple[Span, _Count]] = []
+        found: list[tuple[Span, Count]] = []
         if request.failure is not None:
             return found
         for segment in request.segments:
@@ -371,7 +327,7 @@ class EditState:
                         "a gate that stays open was not read on positions that came out of the prefix cache"
                     )
                     return []
-                request.counts_KL[_CACHED, request.at(tuple(sorted({row.layer for row in segment.rows})))] += skipped
+                request.counts_KL[CACHED, request.at(tuple(sorted({row.layer for row in segment.rows})))] += skipped
             lo, hi = max(segment.lo, start), min(stop(segment), end)
             if lo >= hi:
                 continue
@@ -389,7 +345,7 @@ class EditState:
             prompt = max(0, min(hi, request.n_prompt - 1) - new)
             guessed = range(max(new, sure), hi)
             again = max(0, min(new, hi) - lo)
-            count = _Count(request, again, prompt, max(0, hi - new) - len(guessed) - prompt, guessed)
+            count = Count(request, again, prompt, max(0, hi - new) - len(guessed) - prompt, guessed)
             found.append((span, count))
         return found
 
@@ -412,7 +368,7 @@ class EditState:
             why = f"the edit of layer {layer} raised {type(e).__name__}: {e}"
             for group in self.layout.groups:
                 if layer in group.layers:
-                    _fail((self._counts[i] for i in group.members), why)
+                    fail((self._counts[i] for i in group.members), why)
 
     def _read_tokens(self) -> Tokens:
         """The step's tokens, read in the forward itself: with asynchronous scheduling the host does not know them yet."""
@@ -427,97 +383,51 @@ class EditState:
             self._tokens = Tokens(special_T, position_T)
         return self._tokens
 
-    def collect(self) -> Callable[[], dict[str, Report]]:
-        """After a forward: what gives the reports on the step's steered requests once the device is done."""
+    def collect(self) -> Callable[[], Reports]:
+        """After a forward: what gives the reports on the step's steered requests once the device is done; `Reports` itself when
+        there are none."""
         if not self._step:
-            return dict
-        step, counts = self._step, self._counts
+            return Reports
+        step, counts, blocks = self._step, self._counts, self._blocks
         layout = self.layout if self._active else _Layout()
         if self.path is not None:
             wait = self.path.found(layout.pieces, flags=layout.is_conditional)
         else:
-            wait = _found({layer: self.layers[layer].norms for layer in layout.pieces})
+            wait = _found(layout.groups, {layer: self.layers[layer].norms for layer in layout.pieces})
         self._reset()
 
-        def reports() -> dict[str, Report]:
+        def reports() -> Reports:
             found = wait()
-            for group in layout.groups:
+            together: list[Together] = []
+            for group, block in zip_longest(layout.groups, blocks):
+                read = group.read(found)
                 members = [counts[i] for i in group.members]
-                _tally(group, members, found)
-            return {request_id: request.report() for request_id, request in step}
+                if isinstance(read, int):
+                    fail(members, f"the hook of layer {read} was not called in a step that needed it")
+                elif block is None or not block.add(*read):
+                    tally(group, members, *read)
+                elif (some := block.report()) is not None:
+                    together.append(some)
+            told = {request_id for some in together for request_id in some.requests}
+            return Reports({r: request.report() for r, request in step if r not in told}, tuple(together))
 
         return reports
 
 
-def _tally(
-    group: _Group,
-    counts: Sequence[_Count],
-    found: Found,
-) -> None:
-    """Count what a step did at the layers of a group."""
-    ratios = [found.ratios[layer] for layer in group.layers]
-    ran = [ratio_N for ratio_N in ratios if ratio_N is not None and not (ratio_N < 0).any()]
-    if len(ran) < len(ratios):
-        silent = next(layer for layer, r in zip(group.layers, ratios, strict=True) if r is None or (r < 0).any())
-        _fail(counts, f"the hook of layer {silent} was not called in a step that needed it")
-        return
-    ratio_LN = np.stack(ran)
-    flags_LN = None
-    if any(layer in found.flags for layer in group.layers):
-        none_N = np.zeros(ratio_LN.shape[1], np.uint8)
-        flags_LN = np.stack([found.flags.get(layer, none_N) for layer in group.layers])
-    ends = group.ends.tolist()
-    starts = np.concatenate([[0], group.ends[:-1]])
-    for count, start, end in zip(counts, starts.tolist(), ends, strict=True):
-        if n := len(count.drafts):
-            norms_LM = ratio_LN[:, end - n : end].tolist()
-            flags_LM = [[0] * n] * len(group.layers) if flags_LN is None else flags_LN[:, end - n : end].tolist()
-            for layer, norms, flags in zip(group.layers, norms_LM, flags_LM, strict=True):
-                count.request.drafts += [(layer, *draft) for draft in zip(count.drafts, norms, flags, strict=True)]
-        if n or count.again:  # not counted yet, or counted before; NaN fails the request all the same
-            for rows in (slice(start, start + count.again), slice(end - n, end)):
-                ratio_LN[:, rows][np.isfinite(ratio_LN[:, rows])] = 0.0
-                if flags_LN is not None:
-                    flags_LN[:, rows] = 0
-    one_each = len(ends) == ends[-1]
-    largest_LP = ratio_LN if one_each else np.maximum.reduceat(ratio_LN, starts, axis=1)
-    sums_LP = ratio_LN if one_each else np.add.reduceat(ratio_LN, starts, axis=1, dtype=np.float64)
-    finite_LP = np.isfinite(largest_LP)
-    if not finite_LP.all():
-        for layer, finite_P in zip(group.layers, finite_LP, strict=True):
-            lost = (count for count, finite in zip(counts, finite_P, strict=True) if not finite)
-            _fail(lost, f"the edit of layer {layer} gave NaN or infinity; lower its strength")
-    for count, largest_L, sums_L in zip(counts, largest_LP.T, sums_LP.T, strict=True):
-        request, at = count.request, count.request.at(group.layers)
-        if count.prompt:
-            request.counts_KL[_PROMPT, at] += count.prompt
-        request.counts_KL[_COMPLETION, at] += count.completion
-        request.norms_2L[0, at] = np.maximum(request.norms_2L[0, at], largest_L)
-        request.norms_2L[1, at] += sums_L
-    if flags_LN is not None:
-        for kind, flag in ((_GATE, GATE), (_SPECIAL, SPECIAL)):
-            found_LP = np.add.reduceat(flags_LN & flag > 0, starts, axis=1, dtype=np.int32)
-            for count, found_L in zip(counts, found_LP.T, strict=True):
-                count.request.counts_KL[kind, count.request.at(group.layers)] += found_L
-
-
-def _fail(counts: Iterable[_Count], why: str) -> None:
-    for count in counts:
-        count.request.failure = count.request.failure or why
-
-
-def _found(norms: dict[int, Norms | None]) -> Callable[[], Found]:
+def _found(groups: Sequence[Group], norms: Mapping[int, Norms | None]) -> Callable[[], Found]:
     """Start copying what the step's work found to the host; the result waits for it."""
-    ran = {layer: found for layer, found in norms.items() if found is not None}
-    if not ran:
-        return lambda: Found(dict.fromkeys(norms), {})
-    delta_M, stream_M = (torch.cat(parts) for parts in zip(*(found[:2] for found in ran.values()), strict=True))
-    copy = to_host(delta_M / stream_M.clamp_min(torch.finfo(torch.float32).tiny))
-    flags = {layer: to_host(found.flags_N) for layer, found in ran.items() if found.flags_N is not None}
-    ends = np.cumsum([len(found.stream_N) for found in ran.values()])[:-1]
+    copies: list[tuple[list[int], Callable[[], Tensor]]] = []
+    flags: dict[int, Callable[[], Tensor]] = {}
+    for group in groups:
+        ran = {layer: found for layer in group.layers if (found := norms[layer]) is not None}
+        if ran:
+            copies.append((list(ran), to_host(Norms.ratios(list(ran.values())))))
+        flags |= {layer: to_host(found.flags_N) for layer, found in ran.items() if found.flags_N is not None}
 
     def by_layer() -> Found:
-        ratios = {**dict.fromkeys(norms), **dict(zip(ran, np.split(copy().numpy(), ends), strict=True))}
+        ratios: dict[int, NDArray[np.float32] | None] = dict.fromkeys(norms)
+        for layers, copy in copies:
+            ratios |= zip(layers, copy().numpy(), strict=True)
         return Found(ratios, {layer: wait().numpy() for layer, wait in flags.items()})
 
     return by_layer

@@ -4,22 +4,24 @@ It mutates `hidden` in place and reads everything else (which rows, which edits)
 attention ops do; so plans, slots and vectors never enter a compiled graph, and the graph needs no break.
 
 Attached with `register_forward_hook`, not by swapping the class: hooks run in `Module.__call__`, which weight offloading does not
-shadow (it replaces the instance's `forward`), and torch.compile traces them. Without a compiler they call the operator's body.
+shadow (it replaces the instance's `forward`), and torch.compile traces them. Without a compiler they call the operator's body,
+and only the layers that a step edits or reads have one (`Hooks`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.library import Library
+from torch.utils.hooks import RemovableHandle
 
 from trimtab.server.engine.layers import HookPoint
 
 if TYPE_CHECKING:
     from trimtab.server.engine.edit_state import EditState
 
-__all__ = ["NAME", "SCHEMA_VERSION", "attach", "bind", "call", "define"]
+__all__ = ["NAME", "SCHEMA_VERSION", "Hooks", "attach", "bind", "call", "define"]
 
 NAME = "edit_"
 SCHEMA_VERSION = 1
@@ -46,9 +48,35 @@ def bind(state: "EditState | None") -> None:
     _state = state
 
 
-def attach(point: HookPoint) -> None:
+class Hooks:
+    """The hooks of a worker's layers, on all of them at first.
+
+    Where Python runs every forward, `only` leaves them where a step needs one: PyTorch calls a module without hooks by a shorter
+    way, and thirty hooks that have nothing to do cost a percent of a decode step, for its weights have emptied every cache.
+    """
+
+    def __init__(self, points: Iterable[HookPoint]) -> None:
+        self._points = {point.layer: point for point in points}
+        self._handles: dict[int, RemovableHandle] = {}
+        self.everywhere()
+
+    def everywhere(self) -> None:
+        """Call the operator on the output of every layer."""
+        self.only(self._points.keys())
+
+    def only(self, layers: Set[int]) -> None:
+        """Call it on the outputs of these layers alone."""
+        if self._handles.keys() == layers:
+            return
+        for layer in self._handles.keys() - layers:
+            self._handles.pop(layer).remove()
+        for layer in layers - self._handles.keys():
+            self._handles[layer] = attach(self._points[layer])
+
+
+def attach(point: HookPoint) -> RemovableHandle:
     """Call the operator on every output of a decoder layer."""
-    point.module.register_forward_hook(_hook(point))
+    return point.module.register_forward_hook(_hook(point))
 
 
 def _hook(point: HookPoint) -> Callable[[nn.Module, Any, Any], None]:

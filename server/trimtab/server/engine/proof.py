@@ -19,13 +19,14 @@ hook point
 The first three are exact, and compared with the plan. What the gates found is told, not judged: a plan whose gate never opened
 is applied, and its proof says 0.
 
-Every step's output carries a `Report` of each steered request, for it is not known in the worker which one finishes: packed
-arrays, which are read only when a request ends. Drafts of speculative decoding ride in it apart, until the scheduler knows which
-were kept.
+Every step's output carries the `Reports` on its steered requests, for it is not known in the worker which one finishes: packed
+arrays, one for all of a batch that decodes on, which are read only when a request ends. Drafts of speculative decoding ride in
+them apart, until the scheduler knows which were kept.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ __all__ = [
     "KEY",
     "SPECIAL",
     "Report",
+    "Reports",
+    "Together",
     "attach",
     "combined",
     "expected",
@@ -73,6 +76,54 @@ class Report(NamedTuple):
     """Largest and summed ‖Δ‖/‖h‖ by layer, float64 [2, L]."""
     drafts: tuple[tuple[int, int, float, int], ...]
     """(layer, position, ‖Δ‖/‖h‖, flags) of the last step's edited drafts."""
+
+
+class Together(NamedTuple):
+    """Of requests whose counts one worker keeps in one array; none has failed or drafts."""
+
+    requests: tuple[str, ...]
+    plans: tuple[str, ...]
+    layers: tuple[int, ...]
+    counts: bytes
+    """int32 [P, K, L]."""
+    norms: bytes
+    """float64 [P, 2, L]."""
+
+    def report(self, i: int) -> Report:
+        """Of one of them."""
+        counts, norms = (
+            array[i * n : (i + 1) * n]
+            for array in (self.counts, self.norms)
+            for n in (len(array) // len(self.requests),)
+        )
+        return Report(self.plans[i], None, self.layers, counts, norms, ())
+
+
+class Reports(Mapping[str, Report]):
+    """What one worker tells after a step, by request."""
+
+    def __init__(self, apart: dict[str, Report] | None = None, together: tuple[Together, ...] = ()) -> None:
+        self._apart = apart or {}
+        self._together = together
+
+    @property
+    def failed(self) -> list[str]:
+        """The requests whose report is of a failure."""
+        return [request for request, report in self._apart.items() if report.failure]
+
+    def __getitem__(self, request: str) -> Report:
+        if request in self._apart:
+            return self._apart[request]
+        for some in self._together:
+            if request in some.requests:
+                return some.report(some.requests.index(request))
+        raise KeyError(request)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._apart, *(some.requests for some in self._together))
+
+    def __len__(self) -> int:
+        return len(self._apart) + sum(len(some.requests) for some in self._together)
 
 
 def expected(plan: Plan, n_prompt: int, n_completion: int) -> dict[str, tuple[int, int]]:
@@ -166,7 +217,7 @@ def settled(report: Report, end: int) -> dict[str, Any]:
     return {"plan": report.plan, "samples": 1, "failure": report.failure, "hook_points": points}
 
 
-def attach(output: Any, reports: dict[str, Report]) -> None:
+def attach(output: Any, reports: Reports) -> None:
     """Put the reports of a step on a `ModelRunnerOutput`: a plain dataclass, pickled with all its attributes. One rank's: see
     `ranks` for several."""
     output.trimtab = [reports]
@@ -181,19 +232,14 @@ def patch_scheduler() -> None:
     original = Scheduler.update_from_output
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        by_rank: list[dict[str, Report]] = getattr(model_runner_output, KEY, None) or []
-        steered = {r for reports in by_rank for r in reports}
+        by_rank: list[Reports] = getattr(model_runner_output, KEY, None) or []
+        requests = {r: self.requests.get(r) for reports in by_rank for r in reports}
         # A stop string is found in the front end, after the fact, and a failure should not wait for the end of a stream: such
         # a request carries its proof on every output.
-        watched = {
-            r
-            for reports in by_rank
-            for r, report in reports.items()
-            if report.failure or ((request := self.requests.get(r)) and request.sampling_params.stop)
-        }
-        requests = {r: self.requests.get(r) for r in steered}
+        watched = {r for r, request in requests.items() if request and request.sampling_params.stop}
+        watched.update(r for reports in by_rank for r in reports.failed)
         result = original(self, scheduler_output, model_runner_output)
-        if steered:
+        if requests:
             parallel = self.parallel_config
             for batch in result.values():
                 for output in batch.outputs:

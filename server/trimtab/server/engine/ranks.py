@@ -16,7 +16,7 @@ import numpy as np
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from trimtab.server.engine.proof import COUNTS, KEY, Report, attach
+from trimtab.server.engine.proof import COUNTS, KEY, Report, Reports, attach
 
 __all__ = ["Apart", "Gather", "Steered", "assembled", "patch"]
 
@@ -30,7 +30,7 @@ ByRank = Sequence[Mapping[str, Report]]
 class Apart(AsyncModelRunnerOutput):
     """The output of a rank that samples nothing which is read: its reports, once its device is done."""
 
-    def __init__(self, reports: Callable[[], dict[str, Report]]) -> None:
+    def __init__(self, reports: Callable[[], Reports]) -> None:
         self._reports = reports
 
     def get_output(self) -> ModelRunnerOutput:
@@ -47,7 +47,7 @@ class Gather:
         """The output of that rank, with the reports by rank."""
         spoken = outputs[output_rank]
         if spoken is not None:
-            spoken.trimtab = list(chain.from_iterable(getattr(output, KEY, None) or ({},) for output in outputs))
+            spoken.trimtab = list(chain.from_iterable(getattr(output, KEY, None) or (Reports(),) for output in outputs))
         return spoken
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from trimtab.server.engine.device_path import DevicePath
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.probe import PROBE
-from trimtab.server.engine.proof import KEY, attach
+from trimtab.server.engine.proof import KEY, Reports, attach
 from trimtab.server.errors import Unsupported
 
 __all__ = ["arrivals", "hand_over", "install", "require", "token_ids"]
@@ -131,7 +131,7 @@ def arrivals(scheduler_output: Any, state: EditState) -> None:
 def hand_over(output: Any, state: EditState) -> Any:
     """The runner's output with the step's reports; on an asynchronous one they are put when its result is taken."""
     reports = state.collect()
-    if reports is dict or output is None:
+    if reports is Reports or output is None:
         return output
     if not state.speaks:
         from trimtab.server.engine.ranks import Apart  # an engine of one rank needs none

@@ -34,15 +34,26 @@ DENSE_LATENTS = 256
 """Up to this many latents over all slots, multiplying by zeros is cheaper than padding."""
 LONG_ROWS = 16
 """A slot with more rows than this is worth GEMMs of its own."""
+FEW = 1 << 17
+"""Numbers of a layer's stream that are kept until the forward is over."""
 
 
 class Norms(NamedTuple):
-    """Of the edited rows, before the edit [N]."""
+    """Of a layer's edited rows, before the edit."""
 
     delta_N: Tensor
-    stream_N: Tensor
+    """‖Δ‖."""
+    stream: Tensor
+    """‖h‖ [N]; of few rows h itself [N, D], for the norms of all layers are taken at once."""
     flags_N: Tensor | None = None
     """`proof.GATE` and `proof.SPECIAL`; None when no row is conditional."""
+
+    @staticmethod
+    def ratios(layers: Sequence["Norms"]) -> Tensor:
+        """‖Δ‖/‖h‖ of layers that edit the same rows [L, N]."""
+        stream = torch.stack([norms.stream for norms in layers])
+        stream_LN = vector_norm(stream, dim=-1) if stream.dim() == 3 else stream
+        return torch.stack([norms.delta_N for norms in layers]) / stream_LN.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 class Piece(NamedTuple):
@@ -103,8 +114,9 @@ class LayerWork:
         slots = [pieces[i].slot for i in where.first]
         counts: list[int] = np.bincount(where.of_row).tolist()
         self._span, self._rows_N, self._slot_N = where.span, where.rows_N, where.slot_N
+        self._n_rows = len(where.of_row)
         self._adds = _adds(slots)
-        self._one_row_each = len(slots) == len(where.of_row)
+        self._one_row_each = len(slots) == self._n_rows
         self._dense: tuple[Rows, Tensor] | None = None
         self._padded: list[_Padded] = []
         self._long: list[tuple[Rows, Tensor]] = []
@@ -140,11 +152,10 @@ class LayerWork:
         self, hidden: Tensor, residual: Tensor | None, tokens: Tokens | None = None, onward: Onward | None = None
     ) -> Norms:
         """Edit `hidden` in place; conditional work needs the step's tokens and the worker's `Onward`."""
-        part = hidden[self._span] if self._span is not None else hidden.index_select(0, self._rows_N)
+        part = self._rows(hidden)
         h_ND = part.float()
         if residual is not None:
-            other = residual[self._span] if self._span is not None else residual.index_select(0, self._rows_N)
-            h_ND = h_ND + other.float()
+            h_ND = h_ND + self._rows(residual).float()
         flags_N = None
         if self._groups:
             if tokens is None or onward is None:
@@ -155,12 +166,20 @@ class LayerWork:
             delta_N = vector_norm(delta_ND, dim=-1)
         else:
             delta_ND, delta_N = self._delta(h_ND)
-        norms = Norms(delta_N, vector_norm(h_ND, dim=-1), flags_N)  # before the edit: h may be a view of hidden
+        # Before the edit: without a residual h may be a view of hidden.
+        kept = residual is not None and h_ND.numel() <= FEW
+        norms = Norms(delta_N, h_ND if kept else vector_norm(h_ND, dim=-1), flags_N)
         if self._span is not None:
             part += delta_ND
         else:
             hidden.index_copy_(0, self._rows_N, (part + delta_ND).to(hidden.dtype))
         return norms
+
+    def _rows(self, x_TD: Tensor) -> Tensor:
+        """The edited rows: a view where they follow each other, x itself where they are all."""
+        if self._span is None:
+            return x_TD.index_select(0, self._rows_N)
+        return x_TD if x_TD.size(0) == self._n_rows else x_TD[self._span]
 
     def _delta(self, h_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Δ of the unconditional rows, fp32, from their unedited stream, and its norms; rows may be broadcast."""
@@ -169,7 +188,7 @@ class LayerWork:
             return delta_ND, vector_norm(delta_ND, dim=-1)
         if self._fixed is None:  # the same whatever h is, while the batch stays the same
             delta_ND = self._add_rows(h_ND)
-            self._fixed = delta_ND, vector_norm(delta_ND, dim=-1).expand(len(self._slot_N))
+            self._fixed = delta_ND, vector_norm(delta_ND, dim=-1).expand(self._n_rows)
         return self._fixed
 
     def _add_rows(self, h_ND: Tensor) -> Tensor:

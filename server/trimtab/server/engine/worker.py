@@ -86,8 +86,9 @@ class Steering:
         state.special_V = special_V
         adapter.install(runner, state)
         op.bind(state)
-        for point in points:
-            op.attach(point)
+        hooks = op.Hooks(points)
+        if config.model_config.enforce_eager and not graphs:
+            state.hooks = hooks
         # A graph compiled without the plugin must never be loaded with it: the identity is part of the compile-cache key.
         identity = {
             "plugin": PLUGIN_VERSION,
