@@ -29,11 +29,12 @@ from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, start
 from tests.bench.report import tables
 from tests.bench.step import step_milliseconds
 from tests.bench.turns import run_in_turns
+from tests.bench.within import within_seconds
 
 OUT = Path("docs/benchmarks.json")
 DOCUMENT = Path("docs/benchmarks.md")
 LENS_VERSION = "1.3.0"
-ALONE = ("step", "admission", "upload")
+ALONE = ("within", "step", "admission", "upload")
 """What is measured once, without the engines."""
 console = Console(highlight=False, soft_wrap=True)
 
@@ -89,6 +90,8 @@ def main() -> int:
                 kept["settings"] = cell._asdict()
                 measure = _measure_in_turns if cell.groups else _measure
                 measure(name, cell, engines, kept["rounds"], deadline, lambda: _write(args.out, results))
+    if "within" in chosen and "within" not in results:
+        results["within"] = within_seconds()
     if "step" in chosen and "step" not in results:
         results["step"] = step_milliseconds()
     if "admission" in chosen and "admission" not in results:
@@ -220,7 +223,7 @@ def _machine() -> dict[str, Any]:
 
 def _code() -> list[str]:
     """What is measured, and by what; not how it is told."""
-    by = (f"tests/bench/{name}.py" for name in ("engines", "conditions", "turns", "step", "admission"))
+    by = (f"tests/bench/{name}.py" for name in ("engines", "conditions", "turns", "within", "step", "admission"))
     measured = ("server", "attribution/trimtab/attribution/edit.py", *by)
     changed = _git("status", "--porcelain", "--", *measured)
     return [_git("rev-parse", "--short", f"HEAD:{path}") for path in measured] + (["changed"] if changed else [])

@@ -31,6 +31,10 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   machine differs by a tenth; from one turn to the next, by little. The two plain processes take turns as the base, round by
   round; several plans are compared on two engines that change roles every round.
   Elsewhere the runs of a round follow each other, and ratios of a few rounds say no more than the two plain runs do.
+- **Within one process** (`within`): two processes of one program differ by a percent or two for as long as they live, and a
+  bar is not about that. One engine of ours, one process for all of it, lets the plugin step aside for eight steps and work for
+  eight: the runner's own methods and no hooks, against all that is ours. The first two steps of a turn are left out; six
+  steered ones are held against the plain ones before and after; medians of a step's seconds.
 - All serve SmolLM2-135M-Instruct in fp32, the vLLMs with the same flags: eager, 64 sequences, 1024 tokens, statistics on. A step
   runs 30 hooked layers.
 - A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
@@ -67,7 +71,7 @@ def document(results: dict[str, Any]) -> str:
     )
     done = {name: len(cell["rounds"]) for name, cell in results["cells"].items()}
     missing = [name for name, cell in CELLS.items() if done.get(name, 0) < cell.n_entries]
-    missing += [name for name in ("step", "admission", "upload") if name not in results]
+    missing += [name for name in ("within", "step", "admission", "upload") if name not in results]
     if missing:
         head += f"\n**Not measured yet, or not in full**: {', '.join(missing)}. `make bench` on a quiet machine adds them.\n"
     body = f"{head}\n## Against the bars\n\n{_bars(results)}\n{_same(results)}\n## All of it\n\n{markdown(results)}"
@@ -93,6 +97,8 @@ def _bars(results: dict[str, Any]) -> str:
             lens = ratios(cell["rounds"], f"vllm-lens {condition}", "seconds")
             if lens:
                 lines.append(f"| the same by vllm-lens, {len(lens)} rounds | less | {_told(lens)} | |")
+        if within := [plain / steered for plain, steered in results.get("within", {}).get(condition, ())]:
+            lines.append(f"| the same within one process, {len(within)} turns | ≥ {bar} | {_judged(within, bar)} | |")
     if steps := results["cells"].get("turns-64"):
         for edit in ("add", "clamp8"):
             wall, cpu = (flatness(steps["rounds"], edit, figure) for figure in ("seconds", "worker_cpu"))

@@ -22,7 +22,7 @@ from tests.server.engine.test_edit_state import (
     plan,
     state,
 )
-from trimtab.server.engine import proof
+from trimtab.server.engine import edit_state, proof
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.proof import Reports
 from trimtab.server.engine.steady import Steady
@@ -55,17 +55,20 @@ def proofs(reports: Reports) -> dict[str, Any]:
 
 
 class Batch:
-    """Requests that come, decode, are preempted and go, the same in two states."""
+    """Requests that come, decode, are preempted, wait and go, the same in two states."""
 
     def __init__(self) -> None:
         self.at: dict[str, int] = {}
         self.n_prompt: dict[str, int] = {}
+        self.aside: set[str] = set()
+        """Requests that no step runs for now."""
 
     def arrive(self, name: str, n_prompt: int) -> None:
         self.at[name], self.n_prompt[name] = 0, n_prompt
 
     def step(self) -> list[tuple[str, int, int]]:
-        ran = [(name, at, max(1, self.n_prompt[name] - at)) for name, at in self.at.items()]
+        running = [name for name in self.at if name not in self.aside] or list(self.at)
+        ran = [(name, self.at[name], max(1, self.n_prompt[name] - self.at[name])) for name in running]
         for name, at, n in ran:
             self.at[name] = at + n
         return ran
@@ -76,7 +79,7 @@ class Batch:
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from([*PLANS, "none"]), st.integers(1, 4)), min_size=1, max_size=4),
-    st.lists(st.sampled_from(["step"] * 8 + ["come", "go", "preempt"]), max_size=30),
+    st.lists(st.sampled_from(["step"] * 8 + ["come", "go", "preempt", "aside"]), max_size=30),
 )
 def test_counting_together_is_counting_one_by_one(
     graphs: bool, late: bool, first: list[tuple[str, int]], events: list[str]
@@ -85,6 +88,7 @@ def test_counting_together_is_counting_one_by_one(
     told: list[list[dict[str, Any]]] = []
     for together in (True, False):
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(edit_state._log, "exception", pytest.fail)
             if not together:
                 patch.setattr(Steady, "after", staticmethod(lambda *_: None))
             state, batch, found = fresh(64, graphs=graphs), Batch(), []
@@ -104,6 +108,8 @@ def test_counting_together_is_counting_one_by_one(
                     gone = next(iter(batch.at))
                     state.finish([gone])
                     del batch.at[gone]
+                elif event == "aside":
+                    batch.aside ^= {next(iter(batch.at))}
                 elif event == "preempt":
                     batch.at[next(reversed(batch.at))] = 0
                 else:
@@ -159,6 +165,14 @@ def test_a_failure_in_a_steady_step_is_that_requests_alone(state: EditState, bad
     reports = forward(state, [("a", 5, 1), ("b", 5, 1)], 5)()
     assert reports.failed == ["a"]
     proof.verify(plan(edit(bundle="kind")), proof.settled(reports["b"], 1000), 2, [5])
+
+
+def test_a_step_without_the_steered_request_is_no_error(state: EditState, caplog: pytest.LogCaptureFixture) -> None:
+    state.arrive("r", ALL.wire(), 2)
+    for requests in ([("r", 0, 2), ("a", 0, 1)], [("a", 1, 1)], [("r", 2, 1), ("a", 2, 1)], [("r", 3, 1), ("a", 3, 1)]):
+        reports = forward(state, requests, 0)()
+    proof.verify(ALL, proof.settled(reports["r"], 1000), 2, [3])
+    assert not caplog.records
 
 
 def test_a_request_of_the_same_name_is_another_one(state: EditState) -> None:

@@ -37,7 +37,7 @@ class Steady:
         counts: Sequence[Count],
     ) -> "Steady | None":
         """What may follow a step with these spans; None when that is not known."""
-        if any(n != 1 for n in lengths):
+        if not step or any(n != 1 for n in lengths):
             return None
         at = dict(zip(request_ids, starts, strict=True))
         left = min(_edge(request, at[request_id]) - at[request_id] - 1 for request_id, request in step)

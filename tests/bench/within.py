@@ -1,0 +1,111 @@
+"""What steering adds to the steps of a real engine, within one process: it takes turns with itself.
+
+Two processes of one plain vLLM differ by a percent or two for as long as they live, which is as much as the bars are about. So
+here one engine runs, and every few steps the plugin steps aside: the runner's own methods, no hook on any layer, nothing prepared
+and nothing reported. What is left of it then is a look for arrivals and for reports, microseconds. The first steps of a turn are
+not counted, for the other one has left its traces in them; a stretch of steered steps is held against the two beside it.
+
+The program prints its finding; `within_seconds` runs it.
+"""
+
+import statistics
+import sys
+import time
+from typing import Any
+
+from tests.bench.conditions import CELLS, all_bundles, plan, prompts
+from tests.parity.program import found, say
+
+__all__ = ["within_seconds"]
+
+EDITS = {"idle": None, "add": "add", "clamp8": "clamp8", "gated": "gated", "add30": "add30"}
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": "trimtab", "VLLM_LOGGING_LEVEL": "ERROR"}
+N_RUNS, TURN, LEFT_OUT = 7, 8, 2
+"""Of 64 tokens each; steps; of these, the first ones."""
+
+
+def within_seconds() -> dict[str, list[tuple[float, float]]]:
+    """By condition, (plain, steered) seconds of a step in each stretch of steered ones."""
+    return found("tests.bench.within", **ENVIRONMENT)
+
+
+class Turns:
+    """An engine whose plugin works and steps aside by turns, and what each step took."""
+
+    def __init__(self, llm: Any) -> None:
+        self._worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        runner = self._worker.model_runner
+        self._wrapped = {name: vars(runner)[name] for name in ("_prepare_inputs", "sample_tokens")}
+        self.aside = False
+        self.took: list[tuple[bool, float]] = []
+        """(whether it had stepped aside, seconds) of each step of the run."""
+        step = llm.llm_engine.step
+
+        def timed() -> Any:
+            self._turn((len(self.took) // TURN) % 2 == 1)
+            start = time.perf_counter()
+            outputs = step()
+            self.took.append((self.aside, time.perf_counter() - start))
+            return outputs
+
+        llm.llm_engine.step = timed
+
+    def _turn(self, aside: bool) -> None:
+        if aside == self.aside:
+            return
+        self.aside = aside
+        runner, state = self._worker.model_runner, self._worker.trimtab.state
+        for name, method in self._wrapped.items():
+            if aside:
+                delattr(runner, name)
+            else:
+                setattr(runner, name, method)
+        if aside:
+            state.prepare((), (), ())
+
+    def run(self) -> list[tuple[float, float]]:
+        """(plain, steered) seconds a step, of each stretch of steered steps that has a plain one on both sides; begins anew."""
+        stretches: list[tuple[bool, float]] = []
+        for start in range(0, len(self.took) - TURN + 1, TURN):
+            part = self.took[start + LEFT_OUT : start + TURN]
+            stretches.append((part[0][0], statistics.median(seconds for _, seconds in part)))
+        self.took.clear()
+        self._turn(aside=False)
+        return [
+            ((before + after) / 2, steered)
+            for (_, before), (aside, steered), (_, after) in zip(stretches, stretches[1:], stretches[2:], strict=False)
+            if not aside
+        ]
+
+
+def main() -> int:
+    """Runs all conditions, in an order that rotates, and prints what they took."""
+    from vllm import LLM, SamplingParams
+
+    from trimtab.attribution.embedded import model_path
+    from trimtab.server.engine.bundles import register_bundle
+    from trimtab.server.engine.handshake import prove_llm
+    from trimtab.server.engine.proof import KEY
+
+    cell = CELLS["turns-16"]
+    llm = LLM(str(model_path()), dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=64)
+    prove_llm(llm, [register_bundle(llm, bundle) for bundle in all_bundles().values()])
+    turns = Turns(llm)
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in EDITS}
+    names = list(EDITS)
+    for run in range(N_RUNS):
+        for name in [*names[run % len(names) :], *names[: run % len(names)]]:
+            edit = EDITS[name]
+            extras = [None if edit is None else {KEY: plan(edit, i).wire()} for i in range(cell.n)]
+            params = [
+                SamplingParams(temperature=0, max_tokens=cell.n_tokens, ignore_eos=True, extra_args=e) for e in extras
+            ]
+            asked: Any = [{"prompt_token_ids": ids} for ids in prompts(cell, name, run)]
+            llm.generate(asked, params, use_tqdm=False)
+            took[name] += turns.run()
+    say(took)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
