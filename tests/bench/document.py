@@ -32,9 +32,9 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   round; several plans are compared on two engines that change roles every round.
   Elsewhere the runs of a round follow each other, and ratios of a few rounds say no more than the two plain runs do.
 - **Within one process** (`within`): two processes of one program differ by a percent or two for as long as they live, and a
-  bar is not about that. One engine of ours, one process for all of it, lets the plugin step aside for eight steps and work for
-  eight: the runner's own methods and no hooks, against all that is ours. The first two steps of a turn are left out; six
-  steered ones are held against the plain ones before and after; medians of a step's seconds.
+  bar is not about that. One engine of ours, one process and one thread for all of it, lets the plugin step aside for four
+  steps and work for four: the runner's own methods and no hooks, against all that is ours. The first two steps of a turn are
+  left out; two steered ones are held against the plain ones before and after, by their CPU time.
 - All serve SmolLM2-135M-Instruct in fp32, the vLLMs with the same flags: eager, 64 sequences, 1024 tokens, statistics on. A step
   runs 30 hooked layers.
 - A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
@@ -98,7 +98,7 @@ def _bars(results: dict[str, Any]) -> str:
             if lens:
                 lines.append(f"| the same by vllm-lens, {len(lens)} rounds | less | {_told(lens)} | |")
         if within := [plain / steered for plain, steered in results.get("within", {}).get(condition, ())]:
-            lines.append(f"| the same within one process, {len(within)} turns | ≥ {bar} | {_judged(within, bar)} | |")
+            lines.append(f"| the same within one process, {len(within)} turns | ≥ {bar} | | {_judged(within, bar)} |")
     if steps := results["cells"].get("turns-64"):
         for edit in ("add", "clamp8"):
             wall, cpu = (flatness(steps["rounds"], edit, figure) for figure in ("seconds", "worker_cpu"))

@@ -18,14 +18,20 @@ from tests.parity.program import found, say
 
 __all__ = ["within_seconds"]
 
-EDITS = {"idle": None, "add": "add", "clamp8": "clamp8", "gated": "gated", "add30": "add30"}
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": "trimtab", "VLLM_LOGGING_LEVEL": "ERROR"}
-N_RUNS, TURN, LEFT_OUT = 7, 8, 2
+EDITS = {"idle": None, "add": "add", "clamp8": "clamp8", "add30": "add30"}
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_PLUGINS": "trimtab",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "OMP_NUM_THREADS": "1",  # as the worker computes in the other cells, and so that its CPU time is that of one thread
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+N_RUNS, TURN, LEFT_OUT = 8, 4, 2
 """Of 64 tokens each; steps; of these, the first ones."""
 
 
 def within_seconds() -> dict[str, list[tuple[float, float]]]:
-    """By condition, (plain, steered) seconds of a step in each stretch of steered ones."""
+    """By condition, (plain, steered) CPU seconds of a step in each stretch of steered ones."""
     return found("tests.bench.within", **ENVIRONMENT)
 
 
@@ -38,14 +44,14 @@ class Turns:
         self._wrapped = {name: vars(runner)[name] for name in ("_prepare_inputs", "sample_tokens")}
         self.aside = False
         self.took: list[tuple[bool, float]] = []
-        """(whether it had stepped aside, seconds) of each step of the run."""
+        """(whether it had stepped aside, CPU seconds) of each step of the run."""
         step = llm.llm_engine.step
 
         def timed() -> Any:
             self._turn((len(self.took) // TURN) % 2 == 1)
-            start = time.perf_counter()
+            start = time.thread_time()
             outputs = step()
-            self.took.append((self.aside, time.perf_counter() - start))
+            self.took.append((self.aside, time.thread_time() - start))
             return outputs
 
         llm.llm_engine.step = timed
@@ -64,11 +70,11 @@ class Turns:
             state.prepare((), (), ())
 
     def run(self) -> list[tuple[float, float]]:
-        """(plain, steered) seconds a step, of each stretch of steered steps that has a plain one on both sides; begins anew."""
+        """(plain, steered) CPU seconds a step, of each stretch of steered steps that has a plain one on both sides; begins anew."""
         stretches: list[tuple[bool, float]] = []
         for start in range(0, len(self.took) - TURN + 1, TURN):
             part = self.took[start + LEFT_OUT : start + TURN]
-            stretches.append((part[0][0], statistics.median(seconds for _, seconds in part)))
+            stretches.append((part[0][0], statistics.mean(seconds for _, seconds in part)))
         self.took.clear()
         self._turn(aside=False)
         return [
