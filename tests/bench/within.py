@@ -70,7 +70,7 @@ class Turns:
             state.prepare((), (), ())
 
     def run(self) -> list[tuple[float, float]]:
-        """(plain, steered) CPU seconds a step, of each stretch of steered steps that has a plain one on both sides; begins anew."""
+        """(plain, steered) CPU seconds a step, of each stretch of steered steps between plain ones; begins anew."""
         stretches: list[tuple[bool, float]] = []
         for start in range(0, len(self.took) - TURN + 1, TURN):
             part = self.took[start + LEFT_OUT : start + TURN]
