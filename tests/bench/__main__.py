@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,8 @@ def main() -> int:
     if args.document:
         DOCUMENT.write_text(document(json.loads(args.out.read_text())))
         return 0
+    # Engines that are stopped while another has its turn must be let go on, or nothing ends them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     deadline = time.monotonic() + 60 * args.minutes
     chosen = args.cells if args.cells is not None else [*CELLS, *ALONE]
     if args.quick:
