@@ -117,6 +117,9 @@ def test_what_is_no_json_object_is_refused(server: Server, text: str) -> None:
 
 def test_text_that_no_tokenizer_takes_is_refused(server: Server) -> None:
     assert post_text(server, f'{{"model": "{MODEL}", "prompt": "\\ud800"}}')[0] == 400
+    body, media = rb'{"model": "\ud800", "tokens": []}', {"content-type": "application/json"}
+    # The refusal of a model that nobody serves repeats its name, which cannot be written: a 500 before.
+    assert httpx.post(server.base_url + "/v1/detokenize", content=body, headers=media, timeout=60).status_code == 400
 
 
 def test_a_form_is_refused(server: Server) -> None:

@@ -46,11 +46,18 @@ async def test_what_a_web_page_may_post_anywhere_is_not_read(media: str) -> None
         (b'{"a":' * 100_000, "nested more than 64 deep"),
         (b'{"steering": {"bundle": "calm"}, "steering": null}', "key 'steering' is given twice"),
         (b'{"a": ' + b"9" * 5000 + b"}", "no valid JSON"),
+        (b'{"model": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"\\uDFFF": 1}', "half of a surrogate pair"),
+        (b'{"model": "\xed\xa0\x80"}', "half of a surrogate pair"),
     ],
 )
 def test_what_is_no_json_object_is_refused(text: bytes, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         decode(text)
+
+
+def test_whole_surrogate_pairs_and_text_that_looks_like_a_half_are_text() -> None:
+    assert decode(rb'{"a": "\ud83d\ude00", "b": "\\ud800"}') == {"a": "\U0001f600", "b": "\\ud800"}
 
 
 def test_every_number_that_is_not_finite_is_named_by_its_path() -> None:

@@ -15,6 +15,8 @@ MAX_BODY_BYTES = 8 << 20
 MAX_DEPTH = 64
 """Of arrays and objects within each other; OpenAI's requests, JSON schemas in tools included, stay far below."""
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""Half a pair, maybe with the other half beside it."""
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _REST = bytes(byte for byte in range(256) if byte not in _STEPS)
 
@@ -51,7 +53,8 @@ async def read(
 
 
 def decode(body: bytes) -> dict[str, Any]:
-    """The body's JSON object, without NaN, infinities and keys given twice (of which JSON keeps the last, silently).
+    """The body's JSON object, without NaN, infinities, halves of surrogate pairs (which no reply could repeat) and keys given
+    twice (of which JSON keeps the last, silently).
 
     Raises:
         InvalidRequest: it is no such object; each non-finite number is named by its path.
@@ -75,7 +78,18 @@ def decode(body: bytes) -> dict[str, Any]:
         raise InvalidRequest([Violation("body", f"must be a JSON object, not {type(document).__name__}")])
     if not finite:
         raise InvalidRequest(list(_non_finite(document, "")))
+    if _SURROGATE.search(body) and not _is_text(document):
+        raise InvalidRequest([Violation("body", "has half of a surrogate pair in a string, which is no character")])
     return document
+
+
+def _is_text(document: dict[str, Any]) -> bool:
+    """Whether all its strings can be written as UTF-8."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_too_deep(body: bytes) -> bool:
