@@ -92,8 +92,12 @@ def _server(folder: Path, model: ModelIdentity) -> Iterator[tuple[int, str]]:
             time.sleep(0.2)
         yield process.pid, match[1]
         process.send_signal(signal.SIGTERM)
-        if (code := process.wait(60)) != 0 or "Traceback" in log.read_text(errors="replace"):
-            raise SystemExit(f"the server ended with {code}:\n{log.read_text(errors='replace')[-4000:]}")
+        code, text = process.wait(60), log.read_text(errors="replace")
+        at = text.find("Traceback")
+        if code != 0 or at >= 0:
+            raise SystemExit(
+                f"the server ended with {code}:\n{text[at - 1000 : at + 4000] if at >= 1000 else text[:5000]}"
+            )
     finally:
         if process.poll() is None:
             process.kill()
