@@ -200,3 +200,23 @@ def test_a_web_page_of_elsewhere_does_not_administer_a_server_without_keys(origi
     with_key = headers | {"authorization": f"Bearer {KEY}"}
     assert client(KEY).post("/admin/v1/bundles/calm:v1/promote", headers=with_key).status_code == 200
     assert client().get("/livez", headers=headers).status_code == 200
+
+
+async def test_a_client_that_goes_before_its_body_is_read_is_no_error() -> None:
+    """It was a traceback in the log, and an alarm."""
+    read, sent = [], []
+
+    async def reads(scope: Any, receive: Any, send: Any) -> None:
+        read.append(await Request(scope, receive).body())
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    http = client()
+    edge = Edge(reads, gate=http.app._gate, metrics=Metrics(CollectorRegistry()))  # type: ignore[attr-defined]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+    await edge(scope, receive, send)
+    assert read == sent == []

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from uuid import uuid4
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -74,6 +75,8 @@ class Edge:
             scope["state"]["caller"] = caller
             with self._gate.inside(method, path, caller, request_id, _told(headers)):
                 await self._app(scope, receive, send)
+        except ClientDisconnect:
+            return None  # before its body was read: nobody to answer, and nothing wrong here
         except UnknownRoute:
             return unknown_route(method, path)
         except _TooLarge as e:
