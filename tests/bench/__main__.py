@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from tests.bench.admission import plan_milliseconds, upload_seconds
-from tests.bench.conditions import BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned
+from tests.bench.conditions import ALONE, BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned, turned
 from tests.bench.document import document
 from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, start
 from tests.bench.report import tables
@@ -35,8 +36,6 @@ from tests.bench.within import within_seconds
 OUT = Path("docs/benchmarks.json")
 DOCUMENT = Path("docs/benchmarks.md")
 LENS_VERSION = "1.3.0"
-ALONE = ("within", "step", "admission", "upload")
-"""What is measured once, without the engines."""
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -93,14 +92,15 @@ def main() -> int:
                 kept["settings"] = cell._asdict()
                 measure = _measure_in_turns if cell.groups else _measure
                 measure(name, cell, engines, kept["rounds"], deadline, lambda: _write(args.out, results))
-    if "within" in chosen and "within" not in results:
-        results["within"] = within_seconds()
-    if "step" in chosen and "step" not in results:
-        results["step"] = step_milliseconds()
-    if "admission" in chosen and "admission" not in results:
-        results["admission"] = plan_milliseconds(("add", "clamp8", "gated", "add30"))
-    if "upload" in chosen and "upload" not in results:
-        results["upload"] = upload_seconds(lambda line: console.print(line, style="dim"))
+    measures: dict[str, Callable[[], Any]] = {
+        "within": within_seconds,
+        "step": step_milliseconds,
+        "admission": lambda: plan_milliseconds(("add", "clamp8", "gated", "add30")),
+        "upload": lambda: upload_seconds(lambda line: console.print(line, style="dim")),
+    }
+    for name in ALONE:
+        if name in chosen and name not in results:
+            results[name] = measures[name]()
     results["load_average"] = os.getloadavg()
     _write(args.out, results)
     if args.out == OUT:
@@ -118,9 +118,9 @@ def _measure(name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any
             engines[CONDITIONS[condition].engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
     while len(rounds) < cell.rounds and time.monotonic() < deadline:
         k = len(rounds)
-        turned = _turned(cell.conditions, k)
+        forward = turned(cell.conditions, k)
         # Every other round runs backwards, so that nobody always follows the same neighbour.
-        order = [c for c in (turned if k % 2 == 0 else turned[::-1]) if k < cell.beside or c not in BESIDE]
+        order = [c for c in (forward if k % 2 == 0 else forward[::-1]) if k < cell.beside or c not in BESIDE]
         took: dict[str, Any] = {}
         for condition in order:
             mine = engines[CONDITIONS[condition].engine]
@@ -151,18 +151,12 @@ def _measure_in_turns(
             for condition, engine in assigned(cell.groups[g], k).items()
             if condition in cell.conditions and engine in engines and (k < cell.beside or condition not in BESIDE)
         }
-        turned = _turned(tuple(chosen), k)
-        took = run_in_turns([(chosen[condition], Ask(cell, condition, k)) for condition in turned])
-        rounds.append({condition: _entry(of, 0.0) for condition, of in zip(turned, took, strict=True)})
+        order = turned(tuple(chosen), k)
+        took = run_in_turns([(chosen[condition], Ask(cell, condition, k)) for condition in order])
+        rounds.append({condition: _entry(of, 0.0) for condition, of in zip(order, took, strict=True)})
         save()
-        told = ", ".join(f"{condition} {of.seconds:.2f} s" for condition, of in zip(turned, took, strict=True))
+        told = ", ".join(f"{condition} {of.seconds:.2f} s" for condition, of in zip(order, took, strict=True))
         console.print(f"{name}: round {k + 1} of {cell.rounds}: {told}", style="dim")
-
-
-def _turned(conditions: tuple[str, ...], k: int) -> list[str]:
-    """The same, in an order that each round begins elsewhere."""
-    k %= len(conditions)
-    return [*conditions[k:], *conditions[:k]]
 
 
 def _entry(took: Took, others_cpu: float) -> dict[str, Any]:

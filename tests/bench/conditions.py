@@ -6,6 +6,7 @@ condition generates tokens of the same kind; only `STRONG` ones, which are not t
 same edit.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -78,6 +79,12 @@ class Cell(NamedTuple):
         return self.rounds * max(1, len(self.groups))
 
 
+def turned(conditions: Sequence[str], k: int) -> list[str]:
+    """The same, in an order that each round begins elsewhere."""
+    k %= len(conditions)
+    return [*conditions[k:], *conditions[:k]]
+
+
 def assigned(group: tuple[str, ...], round_: int) -> dict[str, str]:
     """Engine by condition. Where one of two twins is wanted, they take it by turns, round by round; where both, they swap."""
     engines = [CONDITIONS[name].engine for name in group]
@@ -112,6 +119,8 @@ CELLS = {
     "prefill-1": Cell(1, 512, 2, 5, (*OURS, *BESIDE), 2),
     "prefill-64": Cell(64, 16, 2, 3, (*OURS, *BESIDE), 1),
 }
+ALONE = ("within", "step", "admission", "upload")
+"""What is measured once, without the engines of the cells."""
 CHECK = Cell(4, 16, 12, 1, ())
 """Not timed: the same prompts for every engine."""
 STRONG = 64 * 64

@@ -4,7 +4,7 @@ import math
 import statistics
 from typing import Any
 
-from tests.bench.conditions import CELLS
+from tests.bench.conditions import ALONE, CELLS
 from tests.bench.report import flatness, markdown, ratios, spread
 
 __all__ = ["document"]
@@ -71,7 +71,7 @@ def document(results: dict[str, Any]) -> str:
     )
     done = {name: len(cell["rounds"]) for name, cell in results["cells"].items()}
     missing = [name for name, cell in CELLS.items() if done.get(name, 0) < cell.n_entries]
-    missing += [name for name in ("within", "step", "admission", "upload") if name not in results]
+    missing += [name for name in ALONE if name not in results]
     if missing:
         head += f"\n**Not measured yet, or not in full**: {', '.join(missing)}. `make bench` on a quiet machine adds them.\n"
     body = f"{head}\n## Against the bars\n\n{_bars(results)}\n{_same(results)}\n## All of it\n\n{markdown(results)}"

@@ -34,7 +34,7 @@ from trimtab.attribution.embedded import model_path
 from trimtab.server.engine import proof
 from trimtab.server.engine.proof import KEY
 
-__all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "cpu_seconds", "start"]
+__all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "cpu_seconds", "sampling", "start", "vllm"]
 
 ENGINES = ("plain", "plain again", "trimtab", "trimtab again", "vllm-lens", "transformers")
 LENS_FOLDER = Path("build/bench/lens")
@@ -174,8 +174,9 @@ def _serve(connection: "Connection[Any, Any]", name: str) -> None:
         connection.send(f"{type(e).__name__}: {e}")
 
 
-def _vllm(name: str) -> Any:
-    from vllm import LLM, SamplingParams
+def vllm(*, steers: bool) -> Any:
+    """The engine of all cells; one that steers is proven, with every bundle loaded."""
+    from vllm import LLM
 
     from trimtab.server.engine.bundles import register_bundle
     from trimtab.server.engine.handshake import prove_llm
@@ -190,11 +191,25 @@ def _vllm(name: str) -> Any:
         max_num_seqs=64,
         disable_log_stats=False,
     )
-    steers = name.startswith("trimtab")
     if registered() != steers:
         raise RuntimeError("trimtab's plugin is loaded where it should not be, or the other way round")
     if steers:
         prove_llm(llm, [register_bundle(llm, bundle) for bundle in all_bundles().values()])
+    return llm
+
+
+def sampling(cell: Cell, extras: list[Any]) -> list[Any]:
+    """The parameters of a cell's requests, each with its extra arguments."""
+    from vllm import SamplingParams
+
+    return [
+        SamplingParams(temperature=0, max_tokens=cell.n_tokens, ignore_eos=True, extra_args=extra) for extra in extras
+    ]
+
+
+def _vllm(name: str) -> Any:
+    steers = name.startswith("trimtab")
+    llm = vllm(steers=steers)
 
     def run(ask: Ask) -> Took:
         condition, cell = CONDITIONS[ask.condition], ask.cell
@@ -204,10 +219,7 @@ def _vllm(name: str) -> Any:
             extras = [{KEY: wanted.wire()} for wanted in plans if wanted is not None]
         elif condition.edit is not None:
             extras = [_lens(condition.edit, ask.which(i)) for i in range(cell.n)]
-        params = [
-            SamplingParams(temperature=0, max_tokens=cell.n_tokens, ignore_eos=True, extra_args=extra)
-            for extra in extras
-        ]
+        params = sampling(cell, extras)
         asked: Any = [{"prompt_token_ids": ids} for ids in ask.prompts]
         clocks = _Clocks()
         outputs = llm.generate(asked, params, use_tqdm=False)

@@ -13,8 +13,10 @@ import sys
 import time
 from typing import Any
 
-from tests.bench.conditions import CELLS, all_bundles, plan, prompts
+from tests.bench.conditions import CELLS, plan, prompts, turned
+from tests.bench.engines import sampling, vllm
 from tests.parity.program import found, say
+from trimtab.server.engine.proof import KEY
 
 __all__ = ["within_seconds"]
 
@@ -69,8 +71,8 @@ class Turns:
         if aside:
             state.prepare((), (), ())
 
-    def run(self) -> list[tuple[float, float]]:
-        """(plain, steered) CPU seconds a step, of each stretch of steered steps between plain ones; begins anew."""
+    def end(self) -> list[tuple[float, float]]:
+        """(plain, steered) CPU seconds a step, of each stretch of steered steps between plain ones, of the run that ended."""
         stretches: list[tuple[bool, float]] = []
         for start in range(0, len(self.took) - TURN + 1, TURN):
             part = self.took[start + LEFT_OUT : start + TURN]
@@ -86,29 +88,17 @@ class Turns:
 
 def main() -> int:
     """Runs all conditions, in an order that rotates, and prints what they took."""
-    from vllm import LLM, SamplingParams
-
-    from trimtab.attribution.embedded import model_path
-    from trimtab.server.engine.bundles import register_bundle
-    from trimtab.server.engine.handshake import prove_llm
-    from trimtab.server.engine.proof import KEY
-
     cell = CELLS["turns-16"]
-    llm = LLM(str(model_path()), dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=64)
-    prove_llm(llm, [register_bundle(llm, bundle) for bundle in all_bundles().values()])
+    llm = vllm(steers=True)
     turns = Turns(llm)
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in EDITS}
-    names = list(EDITS)
     for run in range(N_RUNS):
-        for name in [*names[run % len(names) :], *names[: run % len(names)]]:
+        for name in turned(list(EDITS), run):
             edit = EDITS[name]
             extras = [None if edit is None else {KEY: plan(edit, i).wire()} for i in range(cell.n)]
-            params = [
-                SamplingParams(temperature=0, max_tokens=cell.n_tokens, ignore_eos=True, extra_args=e) for e in extras
-            ]
             asked: Any = [{"prompt_token_ids": ids} for ids in prompts(cell, name, run)]
-            llm.generate(asked, params, use_tqdm=False)
-            took[name] += turns.run()
+            llm.generate(asked, sampling(cell, extras), use_tqdm=False)
+            took[name] += turns.end()
     say(took)
     return 0
 

@@ -93,11 +93,10 @@ def _server(folder: Path, model: ModelIdentity) -> Iterator[tuple[int, str]]:
         yield process.pid, match[1]
         process.send_signal(signal.SIGTERM)
         code, text = process.wait(60), log.read_text(errors="replace")
-        at = text.find("Traceback")
-        if code != 0 or at >= 0:
-            raise SystemExit(
-                f"the server ended with {code}:\n{text[at - 1000 : at + 4000] if at >= 1000 else text[:5000]}"
-            )
+        before, raised, after = text.partition("Traceback")
+        if code != 0 or raised:
+            told = before[-1000:] + raised + after[:4000] if raised else text[-4000:]
+            raise SystemExit(f"the server ended with {code}:\n{told}")
     finally:
         if process.poll() is None:
             process.kill()

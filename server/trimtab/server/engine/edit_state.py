@@ -235,8 +235,9 @@ class EditState:
 
         The last `drafts[i]` of them are guesses of speculative decoding: edited like the others, counted if they are accepted.
         """
-        self._reset()
-        if not self._requests:
+        if self._requests:
+            self._reset()
+        else:
             self._nothing()
         self.probes.prepare(request_ids, starts, lengths)
         if self._requests:

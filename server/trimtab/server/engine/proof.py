@@ -91,12 +91,11 @@ class Together(NamedTuple):
 
     def report(self, i: int) -> Report:
         """Of one of them."""
-        counts, norms = (
-            array[i * n : (i + 1) * n]
-            for array in (self.counts, self.norms)
-            for n in (len(array) // len(self.requests),)
-        )
-        return Report(self.plans[i], None, self.layers, counts, norms, ())
+        return Report(self.plans[i], None, self.layers, self._part(self.counts, i), self._part(self.norms, i), ())
+
+    def _part(self, array: bytes, i: int) -> bytes:
+        n = len(array) // len(self.requests)
+        return array[i * n : (i + 1) * n]
 
 
 class Reports(Mapping[str, Report]):
