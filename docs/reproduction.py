@@ -125,8 +125,8 @@ def main() -> int:
     parser.add_argument("--behaviours", nargs="*", default=[b.name for b in BEHAVIOURS])
     parser.add_argument("--stages", nargs="*", default=["collect", "rank", "margins", "texts", "planted"])
     parser.add_argument("--latents", type=int, default=100, help="leaders of each method")
-    parser.add_argument("--prompts", type=int, default=16, help="held-out prompts that are asked")
-    parser.add_argument("--pairs", type=int, default=24, help="held-out pairs whose margin is measured, at most")
+    parser.add_argument("--prompts", type=int, default=12, help="held-out prompts that are asked")
+    parser.add_argument("--pairs", type=int, default=8, help="held-out prompts whose margin is measured")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--url", help="a running server; one is started otherwise")
     parser.add_argument("--write", action="store_true", help="write docs/reproduction.md of what is there")
@@ -313,20 +313,19 @@ def write_leaders(
 def measure_margins(
     behaviour: Behaviour, size: Size, model: SplitModel, tokenizer: Any, held_out: Sequence[Pair]
 ) -> None:
-    """The margin of each held-out prompt under each direction, both ways; one journal record a prompt and direction."""
+    """The margin of each held-out prompt, by its last pair, under each direction, both ways; a journal record for each."""
     bundle = Bundle.load(bundle_file(behaviour, size))
-    by_prompt: dict[str, list[Pair]] = {}
-    for pair in held_out[: size.pairs]:
-        by_prompt.setdefault(pair.prompt_key, []).append(pair)
+    by_prompt = list({pair.prompt_key: pair for pair in held_out}.items())[: size.pairs]
     directions = {str(r.latent): torch.from_numpy(bundle.decoder[i]) for i, r in enumerate(bundle.header.latents)}
     directions |= {v.name: torch.from_numpy(bundle.vectors[i]) for i, v in enumerate(bundle.header.vectors)}
     total = len(by_prompt) * len(directions) * len(SIGNS)
     with Journal.open(_margins_file(behaviour, size), {"bundle": bundle.content_hash}) as journal, bars() as advance:
-        for key, pairs in by_prompt.items():
-            names = [f"{p.key}/{name}" for p in [Prompt(pairs[0].prompt, pairs[0].messages)] for name in directions]
+        for key, pair in by_prompt:
+            prompt = Prompt(pair.prompt, pair.messages)
+            names = [f"{prompt.key}/{name}" for name in directions]
             if all(name in journal for name in names):
                 continue
-            margins = Margins(model, [tokenise(tokenizer, pair) for pair in pairs], [key] * len(pairs), "completion")
+            margins = Margins(model, [tokenise(tokenizer, pair)], [key], "completion")
             amount = LENGTH * bundle.header.resid_norm
             effects = margins.effects([_row(u_D, sign * amount) for u_D in directions.values() for sign in SIGNS])
             for i, name in enumerate(names):

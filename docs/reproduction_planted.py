@@ -151,9 +151,8 @@ def _rates(graded: Sequence[Graded], prompts: Sequence[Prompt]) -> dict[str, flo
 def _rank_and_measure(behaviour: reproduce.Behaviour) -> None:
     """Rank the latents and measure the margins, unless both are there."""
     train, held_out = split(load_pairs(behaviour.pairs).pairs, reproduce.HELD_OUT)
-    one_each = list({pair.prompt_key: pair for pair in held_out}.values())[: SIZE.pairs]
     ranked = reproduce.bundle_file(behaviour, SIZE).exists() and behaviour.name in record().get("ranks", {})
-    if ranked and _measured(behaviour, len(one_each)):
+    if ranked and _measured(behaviour, min(SIZE.pairs, len({pair.prompt_key for pair in held_out}))):
         return
     sae = SAE.load(shipped_sae())
     model, tokenizer = SplitModel.load(model_of(behaviour.name), sae.layer), load_tokenizer(EMBEDDED_MODEL)
@@ -162,7 +161,7 @@ def _rank_and_measure(behaviour: reproduce.Behaviour) -> None:
         passes = reproduce.passes_over(behaviour, sae, model, completions)
         ranking = reproduce.ranked(passes, sae, model, train, SIZE)
         _hold(behaviour, model, passes, ranking, completions, len(train), len(held_out))
-    reproduce.measure_margins(behaviour, SIZE, model, tokenizer, one_each)
+    reproduce.measure_margins(behaviour, SIZE, model, tokenizer, held_out)
 
 
 def _measured(behaviour: reproduce.Behaviour, n_prompts: int) -> bool:
