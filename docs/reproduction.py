@@ -69,6 +69,8 @@ PILOT = 1
 LENGTH = 0.25
 """Of the steering vector, in units of the layer's median ‖h‖: the same for every direction."""
 METHODS = ("Δ-attribution", "Δ-activation", "steering gradient", "random")
+CONTROLS = 24
+"""Random latents that steer sampled text; margins are measured under as many as each method has leaders."""
 SIGNS = (-1.0, 1.0)
 """Away from the behaviour, and towards it."""
 Scored = tuple[torch.Tensor, torch.Tensor]
@@ -125,8 +127,8 @@ def main() -> int:
     parser.add_argument("--behaviours", nargs="*", default=[b.name for b in BEHAVIOURS])
     parser.add_argument("--stages", nargs="*", default=["collect", "rank", "margins", "texts", "planted"])
     parser.add_argument("--latents", type=int, default=100, help="leaders of each method")
-    parser.add_argument("--prompts", type=int, default=12, help="held-out prompts that are asked")
-    parser.add_argument("--pairs", type=int, default=8, help="held-out prompts whose margin is measured")
+    parser.add_argument("--prompts", type=int, default=6, help="held-out prompts that are asked")
+    parser.add_argument("--pairs", type=int, default=6, help="held-out prompts whose margin is measured")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--url", help="a running server; one is started otherwise")
     parser.add_argument("--write", action="store_true", help="write docs/reproduction.md of what is there")
@@ -147,7 +149,7 @@ def main() -> int:
         with serving(args.url, EMBEDDED_MODEL, flags=("--max-num-seqs", "64")) as url:
             for behaviour in chosen:
                 if bundle_file(behaviour, size).exists():
-                    sample_texts(behaviour, size, url)
+                    sample_texts(behaviour, size, url, wanted=_but_few_controls(behaviour, size))
     if "planted" in args.stages:
         from docs.reproduction_planted import run
 
@@ -408,6 +410,14 @@ def sample_texts(
         bars() as advance,
     ):
         run_cells(journal, endpoint, work, sampled, grader, n_parallel=64, advance=advance)
+
+
+def _but_few_controls(behaviour: Behaviour, size: Size) -> Callable[[Cell], bool]:
+    """All leaders, and the first few of the random latents: their mean is soon known."""
+    chosen = leaders(behaviour, size)
+    led = {latent for method, entries in chosen.items() if method != "random" for latent, _ in entries}
+    led |= {latent for latent, _ in chosen["random"][:CONTROLS]}
+    return lambda cell: cell.arm.latent is None or cell.arm.latent in led
 
 
 def texts(behaviour: Behaviour, size: Size) -> list[Outcome]:
