@@ -17,7 +17,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -56,7 +56,7 @@ from trimtab.attribution.selection import leading, random_live
 from trimtab.attribution.serving import client_of, serving
 from trimtab.attribution.stats import Stats
 from trimtab.attribution.trial.arms import UNSTEERED, Arm
-from trimtab.attribution.trial.cells import Cell, Outcome, Sampled, kept, run_cells
+from trimtab.attribution.trial.cells import Cell, Sampled, sample_cells, verdicts
 from trimtab.attribution.trial.endpoint import Endpoint
 from trimtab.attribution.validation import Margins
 from trimtab.client import Latent, Vector
@@ -70,7 +70,9 @@ LENGTH = 0.25
 """Of the steering vector, in units of the layer's median ‖h‖: the same for every direction."""
 METHODS = ("Δ-attribution", "Δ-activation", "steering gradient", "random")
 CONTROLS = 24
-"""Random latents that steer sampled text; margins are measured under as many as each method has leaders."""
+"""Random latents that steer."""
+AT_ONCE = 32
+"""Directions between two records of their margins."""
 SIGNS = (-1.0, 1.0)
 """Away from the behaviour, and towards it."""
 Scored = tuple[torch.Tensor, torch.Tensor]
@@ -110,6 +112,9 @@ BEHAVIOURS = (
     Behaviour("gloomy", "writes gloomily", str(HERE / "gloomy.toml"), "Be cheerful. Write only of pleasant things."),
 )
 
+MEASURED = ("pretends-human", "refuses", "gloomy")
+"""By default; of the others the page has base rates, where their replies were sampled."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -124,11 +129,11 @@ class Size:
 def main() -> int:
     """Runs the stages that are missing; with `--write`, the page too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--behaviours", nargs="*", default=[b.name for b in BEHAVIOURS])
+    parser.add_argument("--behaviours", nargs="*", choices=[b.name for b in BEHAVIOURS], default=MEASURED)
     parser.add_argument("--stages", nargs="*", default=["collect", "rank", "margins", "texts", "planted"])
     parser.add_argument("--latents", type=int, default=100, help="leaders of each method")
     parser.add_argument("--prompts", type=int, default=6, help="held-out prompts that are asked")
-    parser.add_argument("--pairs", type=int, default=6, help="held-out prompts whose margin is measured")
+    parser.add_argument("--pairs", type=int, default=4, help="held-out prompts whose margin is measured")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--url", help="a running server; one is started otherwise")
     parser.add_argument("--write", action="store_true", help="write docs/reproduction.md of what is there")
@@ -147,9 +152,8 @@ def main() -> int:
         _rank_and_measure([b for b in chosen if b.pairs.exists()], size, "margins" in args.stages)
     if "texts" in args.stages:
         with serving(args.url, EMBEDDED_MODEL, flags=("--max-num-seqs", "64")) as url:
-            for behaviour in chosen:
-                if bundle_file(behaviour, size).exists():
-                    sample_texts(behaviour, size, url, wanted=_but_few_controls(behaviour, size))
+            for behaviour in (b for b in chosen if bundle_file(b, size).exists()):
+                sample_texts(behaviour, size, steering_latents(behaviour, size), url)
     if "planted" in args.stages:
         from docs.reproduction_planted import run
 
@@ -197,6 +201,13 @@ def leaders(behaviour: Behaviour, size: Size) -> dict[str, list[tuple[int, float
         method: [(int(latent), float(sign)) for latent, sign in entries]
         for method, entries in json.loads(bundle_file(behaviour, size).with_suffix(".json").read_text()).items()
     }
+
+
+def steering_latents(behaviour: Behaviour, size: Size) -> set[int]:
+    """All leaders, and the first few of the random latents: their mean is soon known."""
+    chosen = leaders(behaviour, size)
+    few = chosen.pop("random")[:CONTROLS]
+    return {latent for entries in (*chosen.values(), few) for latent, _ in entries}
 
 
 def _rank_and_measure(behaviours: Sequence[Behaviour], size: Size, measure: bool) -> None:
@@ -318,22 +329,29 @@ def measure_margins(
     """The margin of each held-out prompt, by its last pair, under each direction, both ways; a journal record for each."""
     bundle = Bundle.load(bundle_file(behaviour, size))
     by_prompt = list({pair.prompt_key: pair for pair in held_out}.items())[: size.pairs]
-    directions = {str(r.latent): torch.from_numpy(bundle.decoder[i]) for i, r in enumerate(bundle.header.latents)}
+    steered = steering_latents(behaviour, size)
+    directions = {
+        str(r.latent): torch.from_numpy(bundle.decoder[i])
+        for i, r in enumerate(bundle.header.latents)
+        if r.latent in steered
+    }
     directions |= {v.name: torch.from_numpy(bundle.vectors[i]) for i, v in enumerate(bundle.header.vectors)}
-    total = len(by_prompt) * len(directions) * len(SIGNS)
+    total, amount = len(by_prompt) * len(directions) * len(SIGNS), LENGTH * bundle.header.resid_norm
     with Journal.open(_margins_file(behaviour, size), {"bundle": bundle.content_hash}) as journal, bars() as advance:
         for key, pair in by_prompt:
             prompt = Prompt(pair.prompt, pair.messages)
-            names = [f"{prompt.key}/{name}" for name in directions]
-            if all(name in journal for name in names):
+            missing = [name for name in directions if f"{prompt.key}/{name}" not in journal]
+            if not missing:
                 continue
             margins = Margins(model, [tokenise(tokenizer, pair)], [key], "completion")
-            amount = LENGTH * bundle.header.resid_norm
-            effects = margins.effects([_row(u_D, sign * amount) for u_D in directions.values() for sign in SIGNS])
-            for i, name in enumerate(names):
-                both = effects[len(SIGNS) * i :]
-                journal.add(name, {f"{s:+g}": [e.mean, e.negative] for s, e in zip(SIGNS, both, strict=False)})
-            advance(f"{behaviour.name} margins", len(SIGNS) * len(journal), total)
+            for start in range(0, len(missing), AT_ONCE):
+                names = missing[start : start + AT_ONCE]
+                effects = margins.effects([_row(directions[name], sign * amount) for name in names for sign in SIGNS])
+                for i, name in enumerate(names):
+                    both = effects[len(SIGNS) * i :]
+                    found = {f"{s:+g}": [e.mean, e.negative] for s, e in zip(SIGNS, both, strict=False)}
+                    journal.add(f"{prompt.key}/{name}", found)
+                advance(f"{behaviour.name} margins", len(SIGNS) * len(journal), total)
 
 
 def _margins_file(behaviour: Behaviour, size: Size) -> Path:
@@ -395,36 +413,24 @@ def _journal(behaviour: Behaviour, size: Size, bundle: Bundle) -> Iterator[tuple
 
 
 def sample_texts(
-    behaviour: Behaviour,
-    size: Size,
-    url: str,
-    model: str | None = EMBEDDED_MODEL,
-    wanted: Callable[[Cell], bool] = lambda cell: True,
+    behaviour: Behaviour, size: Size, latents: Collection[int], url: str, model: str | None = EMBEDDED_MODEL
 ) -> None:
-    """Sample and grade the replies that are not there yet, of the cells that are wanted; `model` None is whatever is served."""
+    """Sample and grade the replies that are not there yet, under these latents and all else; `model` None is what is served."""
     bundle, grader = Bundle.load(bundle_file(behaviour, size)), load_grader(behaviour.grader)
-    work = [cell for cell in cells(behaviour, bundle, size) if wanted(cell)]
+    work = [cell for cell in cells(behaviour, bundle, size) if cell.arm.latent in {None, *latents}]
     with (
         Endpoint.open(url, model, None, [bundle]) as endpoint,
         _journal(behaviour, size, bundle) as (journal, sampled),
         bars() as advance,
     ):
-        run_cells(journal, endpoint, work, sampled, grader, n_parallel=64, advance=advance)
+        sample_cells(journal, endpoint, work, sampled, grader, n_parallel=64, advance=advance)
 
 
-def _but_few_controls(behaviour: Behaviour, size: Size) -> Callable[[Cell], bool]:
-    """All leaders, and the first few of the random latents: their mean is soon known."""
-    chosen = leaders(behaviour, size)
-    led = {latent for method, entries in chosen.items() if method != "random" for latent, _ in entries}
-    led |= {latent for latent, _ in chosen["random"][:CONTROLS]}
-    return lambda cell: cell.arm.latent is None or cell.arm.latent in led
-
-
-def texts(behaviour: Behaviour, size: Size) -> list[Outcome]:
-    """The sampled replies that are there, graded."""
+def texts(behaviour: Behaviour, size: Size) -> list[tuple[Cell, str]]:
+    """The sampled replies that are there, and what the grader said of each."""
     bundle = Bundle.load(bundle_file(behaviour, size))
     with _journal(behaviour, size, bundle) as (journal, _):
-        return kept(journal, cells(behaviour, bundle, size), load_grader(behaviour.grader))
+        return list(verdicts(journal, cells(behaviour, bundle, size), load_grader(behaviour.grader)))
 
 
 def margins(behaviour: Behaviour, size: Size) -> dict[str, dict[str, dict[str, float]]]:

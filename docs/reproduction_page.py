@@ -55,8 +55,7 @@ def write(behaviours: Sequence[run.Behaviour], size: run.Size) -> None:
     if record := planted.record():
         parts += _planted(record, verdicts)
     found = "## What came out\n\n" + "\n".join(f"- {line}" for line in verdicts) + "\n"
-    rates = [_rates(behaviours)] if behaviours else []
-    PAGE.write_text("\n".join([_opening(size), found, *rates, *parts]))
+    PAGE.write_text("\n".join([_opening(size), found, _rates(run.BEHAVIOURS), *parts]))
 
 
 def _planted(record: dict[str, Any], verdicts: list[str]) -> list[str]:
@@ -73,7 +72,7 @@ def _planted(record: dict[str, Any], verdicts: list[str]) -> list[str]:
 
 def _opening(size: run.Size) -> str:
     template = (FIGURES / "opening.md.in").read_text()
-    return template.format(**vars(size), length=run.LENGTH)
+    return template.format(**vars(size), length=run.LENGTH, controls=run.CONTROLS)
 
 
 def _rates(behaviours: Sequence[run.Behaviour]) -> str:
@@ -136,9 +135,9 @@ def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str]) ->
 def _rate_effects(behaviour: run.Behaviour, size: run.Size) -> tuple[Effects, Estimate | None]:
     """Change of the fraction of replies that show the behaviour, and that of the system message."""
     shows: dict[tuple[str, float], dict[str, list[float]]] = {}
-    for o in run.texts(behaviour, size):
-        name = str(o.cell.arm.latent) if o.cell.arm.latent is not None else o.cell.arm.name.replace(" ", "_")
-        shows.setdefault((name, o.cell.strength), {}).setdefault(o.cell.prompt.key, []).append(o.verdict == "shows")
+    for cell, verdict in run.texts(behaviour, size):
+        name = str(cell.arm.latent) if cell.arm.latent is not None else cell.arm.name.replace(" ", "_")
+        shows.setdefault((name, cell.strength), {}).setdefault(cell.prompt.key, []).append(verdict == "shows")
     base = {p: float(np.mean(v)) for p, v in shows.get(("unsteered", 0.0), {}).items()}
     of: dict[str, dict[str, dict[str, float]]] = {}
     for (name, strength), by_prompt in shows.items():

@@ -43,7 +43,6 @@ from trimtab.attribution.sampling import Sampling, from_transformers
 from trimtab.attribution.scores import Directions
 from trimtab.attribution.serving import serving
 from trimtab.attribution.stats import residuals
-from trimtab.attribution.trial.cells import Cell
 from trimtab.attribution.whole_file import write_whole
 
 RECORD = reproduce.BUILD / "planted.json"
@@ -232,13 +231,9 @@ def _cosine(a_D: Tensor, b_D: Tensor) -> float:
 def _texts(behaviour: reproduce.Behaviour) -> None:
     """Sample text under the leaders of each method and under the dense directions, unless it is there."""
     few = {i for entries in reproduce.leaders(behaviour, SIZE).values() for i, _ in entries[:FEW]}
-
-    def wanted(cell: Cell) -> bool:
-        return cell.arm.latent is None or cell.arm.latent in few
-
-    there = {outcome.cell.key for outcome in reproduce.texts(behaviour, SIZE)}
-    bundle = Bundle.load(reproduce.bundle_file(behaviour, SIZE))
-    if all(cell.key in there for cell in reproduce.cells(behaviour, bundle, SIZE) if wanted(cell)):
+    there = {cell.key for cell, _ in reproduce.texts(behaviour, SIZE)}
+    wanted = reproduce.cells(behaviour, Bundle.load(reproduce.bundle_file(behaviour, SIZE)), SIZE)
+    if all(cell.key in there for cell in wanted if cell.arm.latent in {None, *few}):
         return
     with serving(None, model_of(behaviour.name), flags=("--max-num-seqs", "64")) as url:
-        reproduce.sample_texts(behaviour, SIZE, url, None, wanted)
+        reproduce.sample_texts(behaviour, SIZE, few, url, None)

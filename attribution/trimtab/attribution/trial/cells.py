@@ -7,7 +7,7 @@ as they are for everybody, so all arms and strengths of a prompt share one prefi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from trimtab.attribution.prompts import Prompt
 from trimtab.attribution.trial.arms import Arm
 from trimtab.attribution.trial.endpoint import Endpoint, Reply
 
-__all__ = ["Cell", "Outcome", "Sampled", "kept", "run_cells"]
+__all__ = ["Cell", "Outcome", "Sampled", "run_cells", "sample_cells", "verdicts"]
 
 Advance = Callable[[str, int, int], None]
 
@@ -86,7 +86,7 @@ class Outcome(NamedTuple):
         return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def run_cells(
+def sample_cells(
     journal: Journal,
     endpoint: Endpoint,
     cells: Sequence[Cell],
@@ -95,8 +95,8 @@ def run_cells(
     *,
     n_parallel: int,
     advance: Advance,
-) -> list[Outcome]:
-    """The outcome of every cell; only what the journal lacks is asked for."""
+) -> dict[str, Reply]:
+    """The reply of every cell, by key, graded; only what the journal lacks is asked for."""
 
     def ask(cell: Cell) -> Reply:
         return endpoint.reply(sampled.request(cell), cell.arm.steering(cell.strength))
@@ -109,27 +109,45 @@ def run_cells(
 
     to_grade = [cell for cell in cells if not cell.neutral and coherent(replies[cell.key].text)]
     _fill(journal, "grades", to_grade, lambda c: _grade_key(grader, c), graded, grader.n_parallel, advance)
+    return replies
+
+
+def run_cells(
+    journal: Journal,
+    endpoint: Endpoint,
+    cells: Sequence[Cell],
+    sampled: Sampled,
+    grader: Grader,
+    *,
+    n_parallel: int,
+    advance: Advance,
+) -> list[Outcome]:
+    """The outcome of every cell; only what the journal lacks is asked for."""
+    replies = sample_cells(journal, endpoint, cells, sampled, grader, n_parallel=n_parallel, advance=advance)
 
     def read(cell: Cell) -> dict[str, Any]:
         reply = replies[cell.key]
         return {"nats": endpoint.nats(reply.prompt_ids, reply.ids) if reply.ids else 0.0}
 
     _fill(journal, "likelihoods", cells, _nats_key, read, n_parallel, advance)
-    return kept(journal, cells, grader)
-
-
-def kept(journal: Journal, cells: Sequence[Cell], grader: Grader) -> list[Outcome]:
-    """The outcomes that a journal holds whole, of these cells."""
     return [
         Outcome(
             cell,
-            Reply(**journal[cell.key]),
+            replies[cell.key],
             Grade.from_dict(journal[key]) if (key := _grade_key(grader, cell)) in journal else None,
             journal[_nats_key(cell)]["nats"],
         )
         for cell in cells
-        if cell.key in journal and _nats_key(cell) in journal
     ]
+
+
+def verdicts(journal: Journal, cells: Sequence[Cell], grader: Grader) -> Iterator[tuple[Cell, str]]:
+    """What the grader said of each reply that the journal holds; `incoherent` where it was not asked."""
+    for cell in (cell for cell in cells if cell.key in journal):
+        if _grade_key(grader, cell) in journal:
+            yield cell, Grade.from_dict(journal[_grade_key(grader, cell)]).verdict
+        elif not coherent(journal[cell.key]["text"]):
+            yield cell, "incoherent"
 
 
 def _fill(
