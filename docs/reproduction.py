@@ -20,7 +20,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -203,11 +203,12 @@ def leaders(behaviour: Behaviour, size: Size) -> dict[str, list[tuple[int, float
     }
 
 
-def steering_latents(behaviour: Behaviour, size: Size) -> set[int]:
-    """All leaders, and the first few of the random latents: their mean is soon known."""
+def steering_latents(behaviour: Behaviour, size: Size) -> list[int]:
+    """All leaders, the first of each method before the second of any; of the random latents a few, whose mean is soon known."""
     chosen = leaders(behaviour, size)
-    few = chosen.pop("random")[:CONTROLS]
-    return {latent for entries in (*chosen.values(), few) for latent, _ in entries}
+    chosen["random"] = chosen["random"][:CONTROLS]
+    by_rank = zip_longest(*chosen.values())
+    return list(dict.fromkeys(entry[0] for rank in by_rank for entry in rank if entry is not None))
 
 
 def _rank_and_measure(behaviours: Sequence[Behaviour], size: Size, measure: bool) -> None:
@@ -326,32 +327,33 @@ def write_leaders(
 def measure_margins(
     behaviour: Behaviour, size: Size, model: SplitModel, tokenizer: Any, held_out: Sequence[Pair]
 ) -> None:
-    """The margin of each held-out prompt, by its last pair, under each direction, both ways; a journal record for each."""
+    """The margin of each held-out prompt, by its last pair, under each direction, both ways; a journal record for each.
+
+    The dense directions come first, then the first latent of every method, then the second: what is there is always a start.
+    """
     bundle = Bundle.load(bundle_file(behaviour, size))
     by_prompt = list({pair.prompt_key: pair for pair in held_out}.items())[: size.pairs]
-    steered = steering_latents(behaviour, size)
-    directions = {
-        str(r.latent): torch.from_numpy(bundle.decoder[i])
-        for i, r in enumerate(bundle.header.latents)
-        if r.latent in steered
+    keys = [Prompt(pair.prompt, pair.messages).key for _, pair in by_prompt]
+    directions = {v.name: torch.from_numpy(bundle.vectors[i]) for i, v in enumerate(bundle.header.vectors)}
+    directions |= {
+        str(latent): torch.from_numpy(bundle.decoder[bundle.row_of[latent]])
+        for latent in steering_latents(behaviour, size)
     }
-    directions |= {v.name: torch.from_numpy(bundle.vectors[i]) for i, v in enumerate(bundle.header.vectors)}
-    total, amount = len(by_prompt) * len(directions) * len(SIGNS), LENGTH * bundle.header.resid_norm
+    names, amount = list(directions), LENGTH * bundle.header.resid_norm
+    total = len(keys) * len(names) * len(SIGNS)
     with Journal.open(_margins_file(behaviour, size), {"bundle": bundle.content_hash}) as journal, bars() as advance:
-        for key, pair in by_prompt:
-            prompt = Prompt(pair.prompt, pair.messages)
-            missing = [name for name in directions if f"{prompt.key}/{name}" not in journal]
-            if not missing:
-                continue
-            margins = Margins(model, [tokenise(tokenizer, pair)], [key], "completion")
-            for start in range(0, len(missing), AT_ONCE):
-                names = missing[start : start + AT_ONCE]
-                effects = margins.effects([_row(directions[name], sign * amount) for name in names for sign in SIGNS])
-                for i, name in enumerate(names):
-                    both = effects[len(SIGNS) * i :]
-                    found = {f"{s:+g}": [e.mean, e.negative] for s, e in zip(SIGNS, both, strict=False)}
-                    journal.add(f"{prompt.key}/{name}", found)
-                advance(f"{behaviour.name} margins", len(SIGNS) * len(journal), total)
+        if all(f"{key}/{name}" in journal for key, name in product(keys, names)):
+            return
+        of = [Margins(model, [tokenise(tokenizer, pair)], [key], "completion") for key, pair in by_prompt]
+        for start, (key, margins) in product(range(0, len(names), AT_ONCE), zip(keys, of, strict=True)):
+            missing = [name for name in names[start : start + AT_ONCE] if f"{key}/{name}" not in journal]
+            effects = margins.effects([_row(directions[name], sign * amount) for name in missing for sign in SIGNS])
+            for i, name in enumerate(missing):
+                both = effects[len(SIGNS) * i :]
+                journal.add(
+                    f"{key}/{name}", {f"{s:+g}": [e.mean, e.negative] for s, e in zip(SIGNS, both, strict=False)}
+                )
+            advance(f"{behaviour.name} margins", len(SIGNS) * len(journal), total)
 
 
 def _margins_file(behaviour: Behaviour, size: Size) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,11 +37,15 @@ class Effects(NamedTuple):
     of: dict[str, dict[str, dict[str, float]]]
     """Direction → sign → prompt → value."""
 
+    def first(self, entries: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+        """(direction, sign) entries up to the first that was not measured on every prompt."""
+        n = max((len(v) for by_sign in self.of.values() for v in by_sign.values()), default=0)
+        return list(takewhile(lambda e: [len(v) for v in self.of.get(e[0], {}).values()] == [n, n], entries))
+
     def values(self, entries: Sequence[tuple[str, float]], towards: bool) -> np.ndarray[Any, Any]:
-        """[direction, prompt] of (direction, sign) entries, over the prompts that all of them have."""
-        keyed = [self.of[name][f"{sign if towards else -sign:+g}"] for name, sign in entries if name in self.of]
-        prompts = sorted(set.intersection(*(set(v) for v in keyed))) if keyed else []
-        return np.array([[v[p] for p in prompts] for v in keyed])
+        """[direction, prompt] of entries that were measured."""
+        keyed = [self.of[name][f"{sign if towards else -sign:+g}"] for name, sign in entries]
+        return np.array([[v[prompt] for prompt in sorted(v)] for v in keyed])
 
 
 def write(behaviours: Sequence[run.Behaviour], size: run.Size) -> None:
@@ -105,8 +109,10 @@ def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str]) ->
         ("margin", Effects("nats per token", run.margins(behaviour, size)), None),
         ("rate", *_rate_effects(behaviour, size)),
     ):
-        values = {(m, t): effects.values(e, t) for m, e in leaders.items() for t in (False, True)}
-        n = min((v.shape[1] for v in values.values() if v.size), default=0)
+        there = {method: effects.first(entries) for method, entries in leaders.items()}
+        k = min(len(there[method]) for method in methods if method != "random")
+        values = {(m, t): effects.values(e[:k], t) for m, e in there.items() for t in (False, True)}
+        n = min(v.shape[1] if v.size else 0 for v in values.values())
         if n < FEWEST:
             out += [f"*The {what} was not measured.*", ""]
             continue
