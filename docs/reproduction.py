@@ -71,6 +71,8 @@ LENGTH = 0.25
 METHODS = ("Δ-attribution", "Δ-activation", "steering gradient", "random")
 CONTROLS = 24
 """Random latents that steer."""
+SEEDS = 16
+"""Replies to a prompt without steering, under a dense direction and under a system message."""
 AT_ONCE = 32
 """Directions between two records of their margins."""
 SIGNS = (-1.0, 1.0)
@@ -395,14 +397,14 @@ def held_out_prompts(behaviour: Behaviour, size: Size) -> list[Prompt]:
 
 
 def cells(behaviour: Behaviour, bundle: Bundle, size: Size) -> list[Cell]:
-    """Four replies a prompt for the arms that all others are held against, one for each latent and sign."""
+    """Several replies a prompt for the arms that all others are held against, one for each latent and sign."""
     prompts = held_out_prompts(behaviour, size)
     return [
         Cell(arm, strength, prompt, seed, False)
         for arm in arms(bundle, behaviour)
         for strength in (SIGNS if arm.has_strength else (0.0,))
         for prompt in prompts
-        for seed in range(1 if arm.latent is not None else 4)
+        for seed in range(1 if arm.latent is not None else SEEDS)
     ]
 
 

@@ -76,7 +76,7 @@ def _planted(record: dict[str, Any], verdicts: list[str]) -> list[str]:
 
 def _opening(size: run.Size) -> str:
     template = (FIGURES / "opening.md.in").read_text()
-    return template.format(**vars(size), length=run.LENGTH, controls=run.CONTROLS)
+    return template.format(**vars(size), length=run.LENGTH, controls=run.CONTROLS, seeds=run.SEEDS)
 
 
 def _rates(behaviours: Sequence[run.Behaviour]) -> str:

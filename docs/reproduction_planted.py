@@ -56,7 +56,7 @@ BEHAVIOURS = tuple(
         (LORA, "writes gloomily, by a LoRA that was planted"),
     )
 )
-SIZE = reproduce.Size(latents=8, prompts=8, pairs=8, tokens=32)
+SIZE = reproduce.Size(latents=8, prompts=6, pairs=8, tokens=32)
 FEW = 2
 """Leaders of each method that steer sampled text."""
 ROUNDS = {BEFORE: 1, VECTOR: 4, LORA: 4}
