@@ -103,6 +103,10 @@ def _server(folder: Path, model: ModelIdentity) -> Iterator[tuple[int, str]]:
         if code != 0 or raised:
             told = before[-1000:] + raised + after[:4000] if raised else text[-4000:]
             raise SystemExit(f"the server ended with {code}:\n{told}")
+    except httpx.HTTPError as e:
+        ended = "still runs" if process.poll() is None else f"has ended with {process.returncode}"
+        e.add_note(f"The server {ended}. Its last words:\n{log.read_text(errors='replace')[-4000:]}")
+        raise
     finally:
         if process.poll() is None:
             process.kill()

@@ -5,10 +5,12 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
+import httpx
 import pytest
 
-from trimtab.server.service.launch import INTERRUPTED, _interrupt_is_ours, _terminable
+from trimtab.server.service.launch import INTERRUPTED, _interrupt_is_ours, _server, _terminable
 
 
 def blocked() -> set[int]:
@@ -45,3 +47,11 @@ def test_handlers_are_as_before_after_the_start() -> None:
 def test_importing_the_command_imports_no_engine() -> None:
     code = "import sys, trimtab.server.commands, trimtab.server.service.preflight; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_idle_connection_is_kept_longer_than_clients_and_load_balancers_keep_theirs() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    kept = _server(app, None).config.timeout_keep_alive
+    assert kept > (httpx.Limits().keepalive_expiry or 0)
+    assert kept > 60

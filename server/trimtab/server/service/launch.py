@@ -49,6 +49,9 @@ __all__ = ["ENGINE_DIED", "INTERRUPTED", "run"]
 ENGINE_DIED = 1
 INTERRUPTED = 130
 POLL_SECONDS = 0.2
+IDLE_SECONDS = 75
+"""An unused connection is kept longer than clients keep theirs for reuse (5 s in httpx, and so in the OpenAI SDK) and load
+balancers (60 s in most): a request that meets the server's closing is lost, and a POST is not sent twice."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger("trimtab")
 
@@ -212,6 +215,7 @@ def _server(app: ASGIApp, tls: TLS | None) -> _Server:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=1,
         ssl_certfile=None if tls is None else tls.certificate,
         ssl_keyfile=None if tls is None else str(tls.key),
