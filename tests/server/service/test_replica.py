@@ -19,6 +19,7 @@ from trimtab.server.keys.access import ROUTES
 from trimtab.server.keys.secret import Secret
 from trimtab.server.service import current
 from trimtab.server.service.app import build
+from trimtab.server.service.flights import Flights
 from trimtab.server.service.gate import Drain, Gate
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.metrics import Metrics
@@ -51,7 +52,7 @@ class Service:
         self.engine = ScriptedEngine()
         self.registry = CollectorRegistry()
         self.replica = Replica(
-            database, cast(Any, PlainShelf()), fingerprint="sha256:tiny", secret=Secret("s" * 32), **options
+            database, cast(Any, PlainShelf()), Flights(), fingerprint="sha256:tiny", secret=Secret("s" * 32), **options
         )
         self.gate = Gate(self.replica.guard, self.replica.limits, Drain())
         serving = cast(Any, ScriptedServing(self.engine))

@@ -97,6 +97,10 @@ class Flights:
         self._flights.add(flight)
         return flight
 
+    def use(self, bundle: str) -> bool:
+        """Whether one of them is steered by the bundle of this content hash."""
+        return any(bundle in flight.bundles for flight in list(self._flights))
+
     def end(self, error: Callable[[Flight], TrimtabError | None]) -> int:
         """How many were ended: those for which `error` has one."""
         ended = 0

@@ -34,6 +34,7 @@ from trimtab.server.operations import tracing
 from trimtab.server.operations.logs import ENGINE_FLAGS
 from trimtab.server.service import current, flags
 from trimtab.server.service.app import build
+from trimtab.server.service.flights import Flights
 from trimtab.server.service.gate import Drain, Gate
 from trimtab.server.service.generation import Generation
 from trimtab.server.service.head import BoundedHead
@@ -122,14 +123,15 @@ def _interrupt_is_ours() -> Iterator[None]:
 async def _serve(ready: Preflight, args: Namespace) -> int:
     settings = ready.settings
     async with _engine(args) as engine, AsyncExitStack() as stack:
-        metrics = Metrics(REGISTRY)
-        shelf = Shelf(engine, ready.identity, metrics, mutable=settings.allow_bundle_upload)
+        metrics, flights = Metrics(REGISTRY), Flights()
+        shelf = Shelf(engine, ready.identity, metrics, flights, mutable=settings.allow_bundle_upload)
         stack.push_async_callback(shelf.close)
         for bundle in ready.bundles.values():
             await shelf.add(bundle, pin=True)
         replica = Replica(
             ready.database,
             shelf,
+            flights,
             fingerprint=ready.identity.fingerprint,
             secret=ready.secret,
             operator_key=settings.operator_key,
@@ -163,7 +165,7 @@ async def _serve(ready: Preflight, args: Namespace) -> int:
             metrics=metrics,
             keep_alive_seconds=float(args.sse_keep_alive_interval),
             rules=lambda: replica.rules(current.caller.get()),
-            flights=replica.flights,
+            flights=flights,
             experiments=replica.enroller(metrics),
         )
         models, tokenization = state.openai_serving_models, state.serving_tokenization

@@ -56,6 +56,7 @@ class Replica:
         self,
         database: Database,
         shelf: Shelf,
+        flights: Flights,
         *,
         fingerprint: str,
         secret: Secret,
@@ -89,7 +90,7 @@ class Replica:
         self.digest = secret.digest
         self.guard = Guard(secret, operator_key=operator_key)
         self.limits = Limits(max_requests)
-        self.flights = Flights()
+        self.flights = flights
         self.catalogue = Catalogue(shelf, fingerprint=fingerprint)
         self.follower = Follower(
             database, self._apply, poll_seconds=poll_seconds, stale_after_seconds=stale_after_seconds

@@ -17,6 +17,7 @@ from vllm.engine.protocol import EngineClient
 from trimtab.attribution.bundle import Bundle, BundleError, ModelIdentity
 from trimtab.server.engine.bundles import load_bundle, release_bundle, retire_bundle
 from trimtab.server.errors import Conflict, Forbidden, InvalidBundle, Overloaded, UnknownBundle, Unsupported
+from trimtab.server.service.flights import Flights
 from trimtab.server.service.metrics import Metrics
 
 __all__ = ["MAX_SHELF_BYTES", "MAX_UPLOAD_BYTES", "Shelf"]
@@ -25,16 +26,20 @@ MAX_UPLOAD_BYTES = 256 << 20
 """Of one bundle's file, checked before anything is parsed."""
 MAX_SHELF_BYTES = 2 << 30
 """Of all bundles' tensors, those included whose rows are still in use."""
+POLL_SECONDS = 0.1
 log = logging.getLogger("trimtab")
 
 
 class Shelf(Mapping[str, Bundle]):
     """The bundles by name; `mutable` says whether clients may change them."""
 
-    def __init__(self, engine: EngineClient, model: ModelIdentity, metrics: Metrics, *, mutable: bool) -> None:
+    def __init__(
+        self, engine: EngineClient, model: ModelIdentity, metrics: Metrics, flights: Flights, *, mutable: bool
+    ) -> None:
         self._engine = engine
         self._model = model
         self._metrics = metrics
+        self._flights = flights
         self._mutable = mutable
         self._named: dict[str, Bundle] = {}
         self._pinned: set[str] = set()
@@ -196,6 +201,9 @@ class Shelf(Mapping[str, Bundle]):
 
     async def _release(self, digest: str) -> None:
         try:
+            # The engine hears of a request after its admission, on a crowded machine seconds after; its flight tells at once.
+            while self._flights.use(digest):
+                await asyncio.sleep(POLL_SECONDS)
             if await release_bundle(self._engine, digest):
                 self._sizes.pop(digest, None)
         except Exception:
