@@ -161,7 +161,7 @@ def _verdict(
     unit = "points" if scale == 100 else "nats per token"
     gap_P = span["Δ-attribution"] - span["Δ-activation"]
     e, p = Estimate.of(gap_P), sign_flip_p(gap_P)
-    word = "further than" if e.low > 0 else "less far than" if e.high < 0 else "as far as"
+    word = "further than" if e.low > 0 else "less far than" if e.high < 0 else "not discernibly further than"
     others = {m: float(span[m].mean()) for m in methods}
     best = max(others, key=lambda m: others[m])
     return (
