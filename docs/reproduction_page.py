@@ -172,14 +172,15 @@ def _verdict(
 
 
 def _figure(leaders: dict[str, Any], values: dict[tuple[str, bool], Any], unit: str, scale: float, path: Path) -> None:
-    """Effect of each latent by its rank (the post's first figure), and the mean of each method (its second)."""
+    """Each latent's effect and the mean of the first ones, by rank (the post's first figure); each method's mean (its second)."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     ranks, means = figure.subplots(1, 2, width_ratios=(2, 1), sharey=True)
     for method, color in ((m, COLORS[m]) for m in leaders if m in COLORS):
         for towards in (False, True):
             v = scale * values[method, towards].mean(1)
-            label = method if towards else None
-            ranks.plot(range(1, len(v) + 1), v, "o-", color=color, markersize=3, linewidth=0.7, alpha=0.8, label=label)
+            k = np.arange(1, len(v) + 1)
+            ranks.plot(k, v, "o" if towards else "v", color=color, markersize=2.5, alpha=0.2, markeredgewidth=0)
+            ranks.plot(k, v.cumsum() / k, color=color, linewidth=1.4, label=method if towards else None)
     for x, method in enumerate(leaders):
         color = COLORS.get(method, "#16202c")
         for towards in (False, True):
@@ -187,7 +188,7 @@ def _figure(leaders: dict[str, Any], values: dict[tuple[str, bool], Any], unit: 
             means.plot([x, x], [scale * e.low, scale * e.high], color=color, linewidth=1.6)
             means.plot([x], [scale * e.mean], "o" if towards else "v", color=color, markersize=5)
     means.set_xticks(range(len(leaders)), list(leaders), rotation=35, ha="right", fontsize=7)
-    ranks.set_xlabel("rank", fontsize=8)
+    ranks.set_xlabel("rank; the lines are means of all up to it", fontsize=8)
     ranks.set_ylabel(f"change, {unit}", fontsize=8)
     ranks.legend(fontsize=7, frameon=False)
     for axes in (ranks, means):
