@@ -334,8 +334,8 @@ def measure_margins(
     The dense directions come first, then the first latent of every method, then the second: what is there is always a start.
     """
     bundle = Bundle.load(bundle_file(behaviour, size))
-    by_prompt = list({pair.prompt_key: pair for pair in held_out}.items())[: size.pairs]
-    keys = [Prompt(pair.prompt, pair.messages).key for _, pair in by_prompt]
+    pairs = list({pair.prompt_key: pair for pair in held_out}.values())[: size.pairs]
+    keys = [Prompt(pair.prompt, pair.messages).key for pair in pairs]
     directions = {v.name: torch.from_numpy(bundle.vectors[i]) for i, v in enumerate(bundle.header.vectors)}
     directions |= {
         str(latent): torch.from_numpy(bundle.decoder[bundle.row_of[latent]])
@@ -346,7 +346,7 @@ def measure_margins(
     with Journal.open(_margins_file(behaviour, size), {"bundle": bundle.content_hash}) as journal, bars() as advance:
         if all(f"{key}/{name}" in journal for key, name in product(keys, names)):
             return
-        of = [Margins(model, [tokenise(tokenizer, pair)], [key], "completion") for key, pair in by_prompt]
+        of = [Margins(model, [tokenise(tokenizer, pair)], [pair.prompt_key], "completion") for pair in pairs]
         for start, (key, margins) in product(range(0, len(names), AT_ONCE), zip(keys, of, strict=True)):
             missing = [name for name in names[start : start + AT_ONCE] if f"{key}/{name}" not in journal]
             effects = margins.effects([_row(directions[name], sign * amount) for name in missing for sign in SIGNS])

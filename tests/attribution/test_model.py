@@ -91,6 +91,11 @@ def test_an_edit_that_never_fires_changes_nothing_at_all(model: SplitModel, comp
     assert (effect.mean, effect.positive, effect.negative, effect.max_relative_norm) == (0.0, 0.0, 0.0, 0.0)
 
 
+def test_no_edits_have_no_effects(model: SplitModel, completions: list[Completion]) -> None:
+    """A sweep that goes on meets stretches of which nothing is missing."""
+    assert Margins(model, [(completions[0], completions[1])], ["a"], "all").effects([]) == []
+
+
 def test_padding_is_on_the_right(completions: list[Completion]) -> None:
     ids = pad(completions)
     assert ids.shape == (len(completions), max(len(c.ids) for c in completions))

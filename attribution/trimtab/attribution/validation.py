@@ -140,7 +140,7 @@ class Margins:
                     self._recompute(loss_E2P, group, streams)
                     streams = {}
             self._recompute(loss_E2P, group, streams)
-        change_EP2 = (loss_E2P - self._loss_2P).view(len(edits), -1, 2)
+        change_EP2 = (loss_E2P - self._loss_2P).view(len(edits), len(self._prompts), 2)
         margin_EP = change_EP2[:, :, 1] - change_EP2[:, :, 0]
         se_E = clustered_se(margin_EP.T, self._prompts)
         return [
