@@ -289,6 +289,13 @@ def test_a_tampered_wire_is_refused() -> None:
         Plan.from_wire(compiled(edit()).wire().replace("2.0", "3.0"))
 
 
+def test_a_wire_that_says_the_same_in_other_words_is_refused() -> None:
+    wire = compiled(edit()).wire()
+    for other in (wire.replace(",", ", "), wire + " ", json.dumps(json.loads(wire) | {"more": 1}, separators=(",", ":"))):
+        with pytest.raises(InvalidSteering, match="hash"):
+            Plan.from_wire(other)
+
+
 def test_equal_rows_share_a_segment_key_whatever_their_windows() -> None:
     keys = {
         s.key

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 from trimtab.attribution.bundle import Bundle, RecommendedEdit
@@ -89,12 +90,15 @@ class Plan(NamedTuple):
 
     rows: tuple[PlanRow, ...]
     hash: str
-    """`sha256:` and 32 hex digits of the canonical rows."""
+    """`sha256:` and 32 hex digits of `text`."""
+    text: str
+    """The canonical rows as compact JSON, written once: what is hashed, and what goes on the wire."""
 
     @classmethod
     def of(cls, rows: Iterable[PlanRow]) -> "Plan":
         """The canonical plan of these rows: alike ones are summed, and those that do nothing are dropped."""
-        return cls(*_canonical(rows))
+        ordered, text = _canonical(rows)
+        return cls(ordered, _digest(text), text)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -110,31 +114,29 @@ class Plan(NamedTuple):
         for lo, hi in zip(cuts, ends, strict=False):  # without rows there are no cuts, and an end too many
             here = (row for row, (a, b) in zip(self.rows, bounds, strict=True) if a <= lo and (b is None or lo < b))
             # The window is not part of what the rows do here: blanked, so that prompt, completion and all share slots and blocks.
-            rows, key = _canonical(row if row.is_onward else row._replace(window=EVERYWHERE) for row in here)
+            rows, text = _canonical(row if row.is_onward else row._replace(window=EVERYWHERE) for row in here)
             if rows:
-                segments.append(Segment(lo, hi, rows, key))
+                segments.append(Segment(lo, hi, rows, _digest(text)))
         return tuple(segments)
 
     def wire(self) -> str:
         """The plan as compact JSON text."""
-        return f'{{"hash":"{self.hash}","rows":[{",".join(map(_text, self.rows))}]}}'
+        return f'{{"hash":"{self.hash}","rows":{self.text}}}'
 
     @classmethod
     def from_wire(cls, text: str) -> "Plan":
-        """The plan of `wire()`.
+        """The plan of `wire()`, its rows as they were put in order there.
 
         Raises:
             InvalidSteering: the text is no plan, or its hash is not that of its rows.
         """
         try:
             document = json.loads(text)
-            rows = [_read(values) for values in document["rows"]]
-            if not all(
-                math.isfinite(x) for row in rows for x in (row.alpha, row.beta, row.gate.above if row.gate else 0)
-            ):
-                raise ValueError("a coefficient is not finite")
-            plan = cls.of(rows)
-            if plan.hash != document["hash"]:
+            plan = cls(tuple(map(_read, document["rows"])), document["hash"], text[_ROWS:-1])
+            for row in plan.rows:
+                if not (isfinite(row.alpha) and isfinite(row.beta) and (row.gate is None or isfinite(row.gate.above))):
+                    raise ValueError("a coefficient is not finite")
+            if plan.wire() != text or plan.hash != _digest(plan.text):
                 raise ValueError("the hash does not match the rows")
         except (ArithmeticError, KeyError, TypeError, ValueError) as e:
             raise InvalidSteering([Violation("trimtab", f"not a plan ({e}); make one with compile_plan")]) from e
@@ -157,7 +159,7 @@ def block_key(segments: tuple[Segment, ...], start: int, end: int) -> tuple[tupl
 
 
 def _canonical(rows: Iterable[PlanRow]) -> tuple[tuple[PlanRow, ...], str]:
-    """The rows in canonical order, alike ones summed and those that do nothing dropped; and their digest."""
+    """The rows in canonical order, alike ones summed and those that do nothing dropped; and as JSON."""
     alike: dict[tuple[object, ...], list[PlanRow]] = {}
     for row in rows:
         alike.setdefault((row[:_ALPHA], row[_BETA + 1 :]), []).append(row)
@@ -169,10 +171,15 @@ def _canonical(rows: Iterable[PlanRow]) -> tuple[tuple[PlanRow, ...], str]:
         if row.alpha or row.beta:
             texts[_text(row)] = row
     ordered = sorted(texts)
-    digest = hashlib.sha256(f"[{','.join(ordered)}]".encode()).hexdigest()  # of the rows as JSON
-    return tuple(texts[text] for text in ordered), f"sha256:{digest[:32]}"
+    return tuple(texts[text] for text in ordered), f"[{','.join(ordered)}]"
 
 
+def _digest(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+_ROWS = len(f'{{"hash":"{_digest("")}","rows":')
+"""Where the rows begin on the wire."""
 _ALPHA, _BETA = PlanRow._fields.index("alpha"), PlanRow._fields.index("beta")
 
 
@@ -224,25 +231,27 @@ def compile_plan(steering: Steering, bundles: Mapping[str, Bundle]) -> Plan:
     for i, edit in enumerate(edits):
         where = f"steering.edits[{i}]" if named else "steering.bundle"
         bundle = _find(edit.bundle, bundles, f"{where}.bundle" if named else where)
-        found = [*_unknown(edit, bundle, where), *_gate_violations(edit, bundle, bundles, where)]
         window = Window.of(edit.scope)
+        found = _unknown(edit, bundle, where)
+        if edit.gate is not None:
+            found += _gate_violations(edit, edit.gate, bundle, bundles, where)
         if window.example() is None:
             found.append(Violation(f"{where}.scope", _EMPTY))
-        violations += found
         if found:
+            violations += found
             continue
         row = _row(edit, window, bundle, _gate(edit, bundle, bundles), steering.strength * edit.strength)
-        if not max(abs(row.alpha), abs(row.beta)) <= LARGEST:
+        if not (abs(row.alpha) <= LARGEST and abs(row.beta) <= LARGEST):
             violations.append(
                 Violation(where, f"its strength comes to {row.alpha or row.beta:.3g}; no number above {LARGEST:g}")
             )
             continue
         rows.append(row)
         if edit.operation != "add":
-            others = seen.setdefault((bundle.content_hash, _direction(edit)), [])
-            violations += [
-                _conflict(where, j, edit, n) for j, w in others if (n := w.meet(window).example()) is not None
-            ]
+            others = seen.setdefault((row.bundle, _direction(edit)), [])
+            for j, other in others:
+                if (n := other.meet(window).example()) is not None:
+                    violations.append(_conflict(where, j, edit, n))
             others.append((i, window))
     if violations:
         raise InvalidSteering(violations)
@@ -274,10 +283,10 @@ def _unknown(edit: Edit, bundle: Bundle, where: str) -> list[Violation]:
     return [Violation(f"{where}.{kind}", _absent(kind, _direction(edit), edit.bundle, bundle))]
 
 
-def _gate_violations(edit: Edit, bundle: Bundle, bundles: Mapping[str, Bundle], where: str) -> list[Violation]:
-    if edit.gate is None:
-        return []
-    reader = _gate_bundle(edit.gate, edit, bundles, where)
+def _gate_violations(
+    edit: Edit, gate: asked.Gate, bundle: Bundle, bundles: Mapping[str, Bundle], where: str
+) -> list[Violation]:
+    reader = _gate_bundle(gate, edit, bundles, where)
     if reader.header.layer != bundle.header.layer:
         return [
             Violation(
@@ -286,9 +295,9 @@ def _gate_violations(edit: Edit, bundle: Bundle, bundles: Mapping[str, Bundle], 
                 "edit's own layer",
             )
         ]
-    if edit.gate.latent not in reader.row_of:
-        name = edit.gate.bundle or edit.bundle
-        return [Violation(f"{where}.gate.latent", _absent("latent", edit.gate.latent, name, reader))]
+    if gate.latent not in reader.row_of:
+        name = gate.bundle or edit.bundle
+        return [Violation(f"{where}.gate.latent", _absent("latent", gate.latent, name, reader))]
     return []
 
 
@@ -339,22 +348,23 @@ def _absent(kind: str, key: int | str, name: str, bundle: Bundle) -> str:
 
 def _row(edit: Edit, window: Window, bundle: Bundle, gate: Gate | None, strength: float) -> PlanRow:
     header = bundle.header
-    is_latent = edit.latent is not None
-    row = bundle.row_of[edit.latent] if edit.latent is not None else bundle.vector_of[edit.vector or ""]
+    is_project = edit.operation == "project"
+    source: Literal["latent", "project", "vector", "project_vector"]
     per_unit, baseline = 1.0, 0.0
+    if edit.latent is not None:
+        row = bundle.row_of[edit.latent]
+        source = "project" if is_project else "latent"
+        if is_project:
+            baseline = float(bundle.baseline[row])
+    else:
+        row = bundle.vector_of[edit.vector or ""]
+        source = "project_vector" if is_project else "vector"
     match edit.unit:
         case "max_act":
             per_unit = header.latents[row].max_activation
         case "resid_norm":
-            direction = (bundle.decoder if is_latent else bundle.vectors)[row]
+            direction = (bundle.decoder if edit.latent is not None else bundle.vectors)[row]
             per_unit = header.resid_norm / math.sqrt(float(direction @ direction))
-    if is_latent:
-        baseline = float(bundle.baseline[row])
     alpha, beta = coefficients(edit.operation, amount=edit.value * per_unit, strength=strength, baseline=baseline)
-    source: Literal["latent", "project", "vector", "project_vector"]
-    if is_latent:
-        source = "project" if edit.operation == "project" else "latent"
-    else:
-        source = "project_vector" if edit.operation == "project" else "vector"
     special = edit.scope.exclude_special
     return PlanRow(header.layer, window, bundle.content_hash, source, row, alpha, beta, special, gate)

@@ -140,7 +140,10 @@ class Edit(_Field):
     @property
     def value(self) -> float:
         """The one number of the operation, 0 where it takes none."""
-        return next((v for v in (self.amount, self.target, self.factor) if v is not None), 0.0)
+        for given in (self.amount, self.target, self.factor):
+            if given is not None:
+                return given
+        return 0.0
 
 
 class Steering(_Field):

@@ -68,17 +68,18 @@ def refusal(wire: Any, config: Any) -> str | None:
 
 def _misfit(plan: Plan, config: Any) -> str | None:
     known = bundles.loaded()
-    text = config.model_config.hf_text_config
+    model = config.model_config
+    n_layers, d_model, longest = model.hf_text_config.num_hidden_layers, model.get_hidden_size(), model.max_model_len
     for row in plan.rows:
         if row.bundle not in known:
             return f"bundle {row.bundle} is not loaded in this engine (loaded: {len(known)}); load it with load_bundle first"
         bundle = known[row.bundle]
         if row.layer != bundle.layer:
             return f"the plan edits layer {row.layer} with bundle {bundle.name!r}, which is for layer {bundle.layer}"
-        if bundle.layer >= text.num_hidden_layers or bundle.d_model != config.model_config.get_hidden_size():
+        if bundle.layer >= n_layers or bundle.d_model != d_model:
             return (
                 f"bundle {bundle.name!r} is for layer {bundle.layer} of width {bundle.d_model}; this model has "
-                f"{text.num_hidden_layers} layers of width {config.model_config.get_hidden_size()}"
+                f"{n_layers} layers of width {d_model}"
             )
         if row.source not in ("latent", "project", "vector", "project_vector"):
             return f"the plan has a row of source {row.source!r}; make it with compile_plan"
@@ -89,12 +90,12 @@ def _misfit(plan: Plan, config: Any) -> str | None:
             return f"the plan reads an activation of a dense vector of bundle {bundle.name!r}, which has none"
         if not all(map(math.isfinite, (row.alpha, row.beta))):
             return f"the plan has an impossible row {row}; make it with compile_plan"
-        if row.exclude_special and config.model_config.skip_tokenizer_init:
+        if row.exclude_special and model.skip_tokenizer_init:
             return "this engine has no tokenizer to know special tokens by; start without --skip-tokenizer-init"
         if row.gate is not None and (reason := _gate_misfit(row, known)):
             return reason
-        if row.window.lo >= config.model_config.max_model_len:
-            return f"the plan edits positions from {row.window.lo} on; this engine stops at {config.model_config.max_model_len}"
+        if row.window.lo >= longest:
+            return f"the plan edits positions from {row.window.lo} on; this engine stops at {longest}"
     most = max(Counter(row.layer for row in plan.rows).values(), default=0)
     if most > MAX_ROWS and uses_graphs(config):
         return (

@@ -188,15 +188,23 @@ def _of_arm(
 def _require_known(steering: Steering, rules: Rules) -> None:
     """Nothing, if every bundle that is named means one that can be used; the error names the field."""
     rules.require_fresh()
-    gates = [(f"edits[{i}].gate.bundle", edit.gate.bundle) for i, edit in enumerate(steering.edits or ()) if edit.gate]
-    edits = [(f"edits[{i}].bundle", edit.bundle) for i, edit in enumerate(steering.edits or ())]
-    for where, name in (("bundle", steering.bundle), *edits, *gates):
-        if name is not None:
-            try:
-                rules.resolve(name)
-            except (Revoked, Unavailable, UnknownBundle) as e:
-                e.field = f"steering.{where}"
-                raise
+    for name in names(steering):
+        try:
+            rules.resolve(name)
+        except (Revoked, Unavailable, UnknownBundle) as e:
+            e.field = _field_of(name, steering)
+            raise
+
+
+def _field_of(bundle: str, steering: Steering) -> str:
+    """The first field that names a bundle: of the edits', and then of their gates'."""
+    for i, edit in enumerate(steering.edits or ()):
+        if edit.bundle == bundle:
+            return f"steering.edits[{i}].bundle"
+    for i, edit in enumerate(steering.edits or ()):
+        if edit.gate is not None and edit.gate.bundle == bundle:
+            return f"steering.edits[{i}].gate.bundle"
+    return "steering.bundle"
 
 
 def _about(error: TrimtabError, field: str, source: Source) -> TrimtabError:
