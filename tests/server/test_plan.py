@@ -291,7 +291,11 @@ def test_a_tampered_wire_is_refused() -> None:
 
 def test_a_wire_that_says_the_same_in_other_words_is_refused() -> None:
     wire = compiled(edit()).wire()
-    for other in (wire.replace(",", ", "), wire + " ", json.dumps(json.loads(wire) | {"more": 1}, separators=(",", ":"))):
+    for other in (
+        wire.replace(",", ", "),
+        wire + " ",
+        json.dumps(json.loads(wire) | {"more": 1}, separators=(",", ":")),
+    ):
         with pytest.raises(InvalidSteering, match="hash"):
             Plan.from_wire(other)
 
