@@ -43,9 +43,10 @@ def plan_milliseconds(edits: tuple[str, ...]) -> dict[str, dict[str, float]]:
         known = Loaded(loaded.header.name, loaded.header.layer, D_MODEL, len(loaded.header.latents), 0)
         engine_bundles._loaded[loaded.content_hash] = known
     state = EditState(list(range(N_LAYERS)), tables)
-    gc.freeze()  # as the service and the engine do once they have started
     config = EngineArgs(model=str(model_path()), dtype="float32", enforce_eager=True).create_engine_config()
     found = {}
+    gc.collect()
+    gc.freeze()  # as the service and the engine do once they have started
     for edit in (*edits, "64 latents"):
         service, front, worker = [], [], []
         for which in range(200):

@@ -160,16 +160,22 @@ def block_key(segments: tuple[Segment, ...], start: int, end: int) -> tuple[tupl
 
 def _canonical(rows: Iterable[PlanRow]) -> tuple[tuple[PlanRow, ...], str]:
     """The rows in canonical order, alike ones summed and those that do nothing dropped; and as JSON."""
-    alike: dict[tuple[object, ...], list[PlanRow]] = {}
+    once: dict[tuple[str, str], PlanRow] = {}
+    alike: dict[tuple[str, str], list[PlanRow]] = {}
     for row in rows:
-        alike.setdefault((row[:_ALPHA], row[_BETA + 1 :]), []).append(row)
-    texts: dict[str, PlanRow] = {}
-    for row, *more in alike.values():
-        if more:  # the formula is linear in (α, β), and fsum does not depend on the order
-            same = (row, *more)
-            row = row._replace(alpha=math.fsum(r.alpha for r in same), beta=math.fsum(r.beta for r in same))
-        if row.alpha or row.beta:
-            texts[_text(row)] = row
+        around = _around(row)
+        if around in once:
+            alike.setdefault(around, [once[around]]).append(row)
+        else:
+            once[around] = row
+    for around, same in alike.items():  # the formula is linear in (α, β), and fsum does not depend on the order
+        alpha, beta = math.fsum(row.alpha for row in same), math.fsum(row.beta for row in same)
+        once[around] = once[around]._replace(alpha=alpha, beta=beta)
+    texts = {
+        f"{before}{row.alpha + 0.0!r},{row.beta + 0.0!r}{after}": row  # + 0.0 turns -0.0 into 0.0
+        for (before, after), row in once.items()
+        if row.alpha or row.beta
+    }
     ordered = sorted(texts)
     return tuple(texts[text] for text in ordered), f"[{','.join(ordered)}]"
 
@@ -180,18 +186,17 @@ def _digest(text: str) -> str:
 
 _ROWS = len(f'{{"hash":"{_digest("")}","rows":')
 """Where the rows begin on the wire."""
-_ALPHA, _BETA = PlanRow._fields.index("alpha"), PlanRow._fields.index("beta")
 
 
-def _text(row: PlanRow) -> str:
-    """A row as compact JSON: what `json.dumps` writes, several times as fast; + 0.0 turns -0.0 into 0.0."""
-    layer, window, bundle, source, at, alpha, beta, special, gate = row
+def _around(row: PlanRow) -> tuple[str, str]:
+    """What stands before and after α and β in a row as compact JSON: what `json.dumps` writes, several times as fast."""
+    layer, window, bundle, source, at, _, _, special, gate = row
     opens = "null"
     if gate is not None:
         opens = f"[{_string(gate.bundle)},{gate.row},{gate.above + 0.0!r},{_string(gate.mode)}]"
     return (
-        f"[{layer},{_window_text(window)},{_string(bundle)},{_string(source)},{at},{alpha + 0.0!r},{beta + 0.0!r},"
-        f"{'true' if special else 'false'},{opens}]"
+        f"[{layer},{_window_text(window)},{_string(bundle)},{_string(source)},{at},",
+        f",{'true' if special else 'false'},{opens}]",
     )
 
 
@@ -223,24 +228,34 @@ def compile_plan(steering: Steering, bundles: Mapping[str, Bundle]) -> Plan:
         InvalidSteering: a latent or vector outside its bundle, a scope that no token can be in, a gate at another layer, an
             amount that is too large, or two operations on one latent.
     """
-    named = steering.edits is not None
-    edits = steering.edits if steering.edits is not None else _recommended(steering.bundle or "", bundles)
+    named, whole = steering.edits is not None, steering.bundle or ""
+    held: dict[str, Bundle] = {}  # each is looked up once
+
+    def find(name: str, field: str) -> Bundle:
+        if name not in held:
+            held[name] = _find(name, bundles, field)
+        return held[name]
+
+    edits = steering.edits if steering.edits is not None else _recommended(whole, find(whole, _BUNDLE))
     rows: list[PlanRow] = []
     violations: list[Violation] = []
     seen: dict[tuple[str, int | str], list[tuple[int, Window]]] = {}
     for i, edit in enumerate(edits):
-        where = f"steering.edits[{i}]" if named else "steering.bundle"
-        bundle = _find(edit.bundle, bundles, f"{where}.bundle" if named else where)
+        where = f"steering.edits[{i}]" if named else _BUNDLE
+        bundle = find(edit.bundle, f"{where}.bundle" if named else where)
         window = Window.of(edit.scope)
         found = _unknown(edit, bundle, where)
+        reader = bundle
         if edit.gate is not None:
-            found += _gate_violations(edit, edit.gate, bundle, bundles, where)
+            if edit.gate.bundle is not None:
+                reader = find(edit.gate.bundle, f"{where}.gate.bundle")
+            found += _gate_violations(edit, edit.gate, bundle, reader, where)
         if window.example() is None:
             found.append(Violation(f"{where}.scope", _EMPTY))
         if found:
             violations += found
             continue
-        row = _row(edit, window, bundle, _gate(edit, bundle, bundles), steering.strength * edit.strength)
+        row = _row(edit, window, bundle, _gate(edit.gate, reader), steering.strength * edit.strength)
         if not (abs(row.alpha) <= LARGEST and abs(row.beta) <= LARGEST):
             violations.append(
                 Violation(where, f"its strength comes to {row.alpha or row.beta:.3g}; no number above {LARGEST:g}")
@@ -258,6 +273,7 @@ def compile_plan(steering: Steering, bundles: Mapping[str, Bundle]) -> Plan:
     return Plan.of(rows)
 
 
+_BUNDLE = "steering.bundle"
 _EMPTY = (
     "holds no token of any prompt: its window and its `tokens` do not meet, or it is position 0 alone, which needs "
     "`first_token`"
@@ -283,10 +299,7 @@ def _unknown(edit: Edit, bundle: Bundle, where: str) -> list[Violation]:
     return [Violation(f"{where}.{kind}", _absent(kind, _direction(edit), edit.bundle, bundle))]
 
 
-def _gate_violations(
-    edit: Edit, gate: asked.Gate, bundle: Bundle, bundles: Mapping[str, Bundle], where: str
-) -> list[Violation]:
-    reader = _gate_bundle(gate, edit, bundles, where)
+def _gate_violations(edit: Edit, gate: asked.Gate, bundle: Bundle, reader: Bundle, where: str) -> list[Violation]:
     if reader.header.layer != bundle.header.layer:
         return [
             Violation(
@@ -301,21 +314,16 @@ def _gate_violations(
     return []
 
 
-def _gate_bundle(gate: asked.Gate, edit: Edit, bundles: Mapping[str, Bundle], where: str) -> Bundle:
-    return _find(edit.bundle if gate.bundle is None else gate.bundle, bundles, f"{where}.gate.bundle")
-
-
-def _gate(edit: Edit, bundle: Bundle, bundles: Mapping[str, Bundle]) -> Gate | None:
-    if edit.gate is None:
+def _gate(gate: asked.Gate | None, reader: Bundle) -> Gate | None:
+    if gate is None:
         return None
-    reader = _gate_bundle(edit.gate, edit, bundles, "")
-    row = reader.row_of[edit.gate.latent]
-    largest = reader.header.latents[row].max_activation if edit.gate.unit == "max_act" else 1.0
-    above = max(edit.gate.above * largest, float(reader.threshold[row]))
-    return Gate(reader.content_hash, row, above + 0.0, edit.gate.mode)
+    row = reader.row_of[gate.latent]
+    largest = reader.header.latents[row].max_activation if gate.unit == "max_act" else 1.0
+    above = max(gate.above * largest, float(reader.threshold[row]))
+    return Gate(reader.content_hash, row, above + 0.0, gate.mode)
 
 
-def _recommended(name: str, bundles: Mapping[str, Bundle]) -> tuple[Edit, ...]:
+def _recommended(name: str, bundle: Bundle) -> tuple[Edit, ...]:
     value_field = {"add": "amount", "clamp": "target", "scale": "factor"}
 
     def edit(recommended: RecommendedEdit) -> Edit:
@@ -325,16 +333,17 @@ def _recommended(name: str, bundles: Mapping[str, Bundle]) -> tuple[Edit, ...]:
         scope = Scope(tokens=recommended.scope, exclude_special=recommended.exclude_special)
         return Edit(bundle=name, scope=scope, **fields)
 
-    return tuple(edit(recommended) for recommended in _find(name, bundles, "steering.bundle").header.edits)
+    return tuple(edit(recommended) for recommended in bundle.header.edits)
 
 
 def _find(name: str, bundles: Mapping[str, Bundle], field: str) -> Bundle:
-    if name not in bundles:
+    try:
+        return bundles[name]
+    except KeyError:
         known = ", ".join(sorted(bundles)) or "none"
         raise UnknownBundle(
             f"bundle {name!r} is not loaded (loaded: {known}); GET /v1/steering/bundles lists them", field=field
-        )
-    return bundles[name]
+        ) from None
 
 
 def _absent(kind: str, key: int | str, name: str, bundle: Bundle) -> str:

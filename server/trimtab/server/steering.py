@@ -102,6 +102,10 @@ class Gate(_Field):
     """`token`: on such tokens. `onward`: from the first such token on, that token included."""
 
 
+_VALUE = {"add": "amount", "clamp": "target", "scale": "factor"}
+"""The field of the number that an operation takes."""
+
+
 class Edit(_Field):
     """One free-form edit of a request."""
 
@@ -124,11 +128,10 @@ class Edit(_Field):
     def _check(self) -> Self:
         if (self.latent is None) == (self.vector is None):
             raise ValueError("name exactly one of `latent` and `vector`")
-        wanted = {"add": "amount", "clamp": "target", "scale": "factor"}.get(self.operation)
-        for name in ("amount", "target", "factor"):
-            given = getattr(self, name) is not None
-            if given != (name == wanted):
-                raise ValueError(f"`{self.operation}` {'needs' if not given else 'takes no'} `{name}`")
+        wanted = _VALUE.get(self.operation)
+        for name, value in (("amount", self.amount), ("target", self.target), ("factor", self.factor)):
+            if (value is not None) != (name == wanted):
+                raise ValueError(f"`{self.operation}` {'needs' if value is None else 'takes no'} `{name}`")
         if self.vector is not None and self.operation not in ("add", "project"):
             raise ValueError(f"`{self.operation}` needs a latent; a dense vector can be added or projected out")
         if self.unit != "raw" and self.operation not in ("add", "clamp"):
