@@ -211,13 +211,18 @@ def _window_text(window: Window) -> str:
 def _read(values: Any) -> PlanRow:
     """The row that was written as this list."""
     layer, window, bundle, source, row, alpha, beta, special, gate = values
-    lo, lo_end, hi, hi_end = (None if x is None else int(x) for x in window)
     opens = None
     if gate is not None:
         of, latent, above, mode = gate
         opens = Gate(of, int(latent), float(above), mode)
-    window = Window(lo or 0, lo_end, hi, hi_end)
-    return PlanRow(int(layer), window, bundle, source, int(row), float(alpha), float(beta), bool(special), opens)
+    return PlanRow(
+        int(layer), _window(*window), bundle, source, int(row), float(alpha), float(beta), bool(special), opens
+    )
+
+
+@lru_cache(maxsize=1024)
+def _window(lo: Any, lo_end: Any, hi: Any, hi_end: Any) -> Window:
+    return Window(int(lo), *(None if x is None else int(x) for x in (lo_end, hi, hi_end)))
 
 
 def compile_plan(steering: Steering, bundles: Mapping[str, Bundle]) -> Plan:

@@ -132,11 +132,13 @@ class Edit(_Field):
         for name, value in (("amount", self.amount), ("target", self.target), ("factor", self.factor)):
             if (value is not None) != (name == wanted):
                 raise ValueError(f"`{self.operation}` {'needs' if value is None else 'takes no'} `{name}`")
-        if self.vector is not None and self.operation not in ("add", "project"):
-            raise ValueError(f"`{self.operation}` needs a latent; a dense vector can be added or projected out")
         if self.unit != "raw" and self.operation not in ("add", "clamp"):
             raise ValueError(f"`unit` goes with add and clamp, not with {self.operation}")
-        if self.unit == "max_act" and self.vector is not None:
+        if self.vector is None:
+            return self
+        if self.operation not in ("add", "project"):
+            raise ValueError(f"`{self.operation}` needs a latent; a dense vector can be added or projected out")
+        if self.unit == "max_act":
             raise ValueError("a dense vector has no largest activation; use unit `raw` or `resid_norm`")
         return self
 
