@@ -39,7 +39,7 @@ MIN_DENSITY = 1e-4
 FIRST_BLOCK, RANK, SCALE = 10, 8, 2.0
 """Of the LoRA: the lowest block that it changes, its rank, and what B A is multiplied by."""
 BATCH = 8
-EPOCHS = {"dense": 2, "vector": 3, "lora": 4}
+EPOCHS = {"dense": 2, "vector": 3, "lora": 2}
 RATES = {"dense": 0.25, "vector": 0.06, "lora": 2e-3}
 """Learning rates, falling to 0: of plain descent for vectors, in units of the layer's median ‖h‖, and of Adam for the LoRA."""
 Advance = Callable[[str, int, int], None]
