@@ -5,7 +5,8 @@
     3 the leaders of each, and random live latents, steered one at a time, both ways, by a vector of the same length for all
     4 judged on held-out prompts: log-probability margins, and sampled text that a grader reads
     5 beside them: the difference in means at the same length, and a system message
-    6 all of it once more where the cause is known, for it was planted      `reproduction_planted`
+    6 what moves it furthest: sums of leaders, gradients, three blocks      `reproduction_directions`
+    7 all of it once more where the cause is known, for it was planted      `reproduction_planted`
 
 Every stage keeps what it did under build/reproduce and goes on from there; `--write` writes the page of what is there. Intervals
 are over held-out prompts: replies to one prompt are not independent.
@@ -68,6 +69,7 @@ PILOT = 1
 """Rounds after which a behaviour is given up whose base rate leaves no pairs."""
 LENGTH = 0.25
 """Of the steering vector, in units of the layer's median ‖h‖: the same for every direction."""
+STAGES = ("collect", "rank", "margins", "texts", "directions", "planted")
 METHODS = ("Δ-attribution", "Δ-activation", "steering gradient", "random")
 CONTROLS = 24
 """Random latents that steer."""
@@ -132,7 +134,7 @@ def main() -> int:
     """Runs the stages that are missing; with `--write`, the page too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--behaviours", nargs="*", choices=[b.name for b in BEHAVIOURS], default=MEASURED)
-    parser.add_argument("--stages", nargs="*", default=["collect", "rank", "margins", "texts", "planted"])
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES)
     parser.add_argument("--latents", type=int, default=100, help="leaders of each method")
     parser.add_argument("--prompts", type=int, default=6, help="held-out prompts that are asked")
     parser.add_argument("--pairs", type=int, default=4, help="held-out prompts whose margin is measured")
@@ -156,6 +158,10 @@ def main() -> int:
         with serving(args.url, EMBEDDED_MODEL, flags=("--max-num-seqs", "64")) as url:
             for behaviour in (b for b in chosen if bundle_file(b, size).exists()):
                 sample_texts(behaviour, size, steering_latents(behaviour, size), url)
+    if "directions" in args.stages:
+        from docs import reproduction_directions
+
+        reproduction_directions.run([b for b in chosen if b.pairs.exists()], args.url)
     if "planted" in args.stages:
         from docs.reproduction_planted import run
 
@@ -220,7 +226,8 @@ def _rank_and_measure(behaviours: Sequence[Behaviour], size: Size, measure: bool
         train, held_out = split(load_pairs(behaviour.pairs).pairs, HELD_OUT)
         if not bundle_file(behaviour, size).exists():
             completions = [c for pair in train for c in tokenise(tokenizer, pair)]
-            ranking = ranked(passes_over(behaviour, sae, model, completions), sae, model, train, size)
+            passes = passes_over(behaviour.name, model, completions, tracing_of(sae))
+            ranking = ranked(passes, sae, model, train, size)
             write_leaders(behaviour, size, ranking, model.identity, by_method(ranking), means_of(ranking, len(train)))
         if measure:
             measure_margins(behaviour, size, model, tokenizer, held_out)
@@ -233,17 +240,22 @@ def stats_of(sae: SAE) -> Stats:
     return sae.stats
 
 
-def passes_over(behaviour: Behaviour, sae: SAE, model: SplitModel, completions: Sequence[Completion]) -> Passes:
+def tracing_of(sae: SAE) -> Tracing:
+    """The plain gradient at the SAE's hook point, on completion tokens."""
+    return Tracing("completion", {sae.layer: stats_of(sae).resid_norm})
+
+
+def passes_over(name: str, model: SplitModel, completions: Sequence[Completion], tracing: Tracing) -> Passes:
     """The gradients of these completions; those that are there are kept."""
-    passes = Passes(BUILD / f"{behaviour.name}.passes", completions, Processes(), device=model.device)
+    passes = Passes(BUILD / f"{name}.passes", completions, Processes(), device=model.device)
     with bars() as advance:
         done = 0
 
         def count(n: int) -> None:
             nonlocal done
-            advance(f"{behaviour.name} gradients", done := done + n, len(completions))
+            advance(f"{name} gradients", done := done + n, len(completions))
 
-        passes.make(model, Tracing("completion", {sae.layer: stats_of(sae).resid_norm}), count)
+        passes.make(model, tracing, count)
     return passes
 
 
@@ -349,7 +361,7 @@ def measure_margins(
         of = [Margins(model, [tokenise(tokenizer, pair)], [pair.prompt_key], "completion") for pair in pairs]
         for start, (key, margins) in product(range(0, len(names), AT_ONCE), zip(keys, of, strict=True)):
             missing = [name for name in names[start : start + AT_ONCE] if f"{key}/{name}" not in journal]
-            effects = margins.effects([_row(directions[name], sign * amount) for name in missing for sign in SIGNS])
+            effects = margins.effects([row_of(directions[name], sign * amount) for name in missing for sign in SIGNS])
             for i, name in enumerate(missing):
                 both = effects[len(SIGNS) * i :]
                 journal.add(
@@ -362,7 +374,8 @@ def _margins_file(behaviour: Behaviour, size: Size) -> Path:
     return BUILD / f"{behaviour.name}.{size.latents}.margins.jsonl"
 
 
-def _row(u_D: torch.Tensor, amount: float) -> Rows:
+def row_of(u_D: torch.Tensor, amount: float) -> Rows:
+    """The edit that adds this much of a direction."""
     zero = torch.zeros(1)
     return Rows(torch.tensor([amount]), zero, torch.zeros_like(u_D)[None], zero, zero, u_D[None])
 

@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from docs import reproduction as run
+from docs import reproduction_directions as directions
+from docs import reproduction_directions_page as directions_page
 from docs import reproduction_planted as planted
 from docs import reproduction_planted_page as planted_page
 from trimtab.attribution.bundle import Bundle
@@ -56,6 +58,12 @@ def write(behaviours: Sequence[run.Behaviour], size: run.Size) -> None:
     parts = [_behaviour(behaviour, size, verdicts) for behaviour in there]
     if there:
         parts += [_shared(there, size)]
+    moved = {b.name: of for b in there if directions.there(b) and (of := directions_page.moved(b))}
+    if moved:
+        figure = FIGURES / "directions.svg"
+        directions_page.plot(moved, figure)
+        verdicts.append(directions_page.verdict(moved))
+        parts.append(directions_page.section(moved, f"reproduction/{figure.name}"))
     if record := planted.record():
         parts += _planted(record, verdicts)
     found = "## What came out\n\n" + "\n".join(f"- {line}" for line in verdicts) + "\n"

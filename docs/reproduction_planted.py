@@ -157,7 +157,7 @@ def _rank_and_measure(behaviour: reproduce.Behaviour) -> None:
     model, tokenizer = SplitModel.load(model_of(behaviour.name), sae.layer), load_tokenizer(EMBEDDED_MODEL)
     if not ranked:
         completions = [c for pair in train for c in tokenise(tokenizer, pair)]
-        passes = reproduce.passes_over(behaviour, sae, model, completions)
+        passes = reproduce.passes_over(behaviour.name, model, completions, reproduce.tracing_of(sae))
         ranking = reproduce.ranked(passes, sae, model, train, SIZE)
         _hold(behaviour, model, passes, ranking, completions, len(train), len(held_out))
     reproduce.measure_margins(behaviour, SIZE, model, tokenizer, held_out)

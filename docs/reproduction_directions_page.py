@@ -1,0 +1,125 @@
+"""What the directions of one length have to say on docs/reproduction.md: of build/reproduce/*.directions.* alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from docs import reproduction_directions as run
+from docs.reproduction import Behaviour
+from trimtab.attribution.trial.doses import Estimate, sign_flip_p
+
+TEMPLATE = Path(__file__).parent / "reproduction" / "directions.md.in"
+COLORS = {"difference in means": "#6b7280", "gradient": "#3b5bdb", "16": "#0b6e4f"}
+Array = np.ndarray[Any, Any]
+
+
+class Moved(NamedTuple):
+    """One behaviour under one direction, a value for each held-out prompt."""
+
+    away_P: Array
+    """Change of the rate."""
+    towards_P: Array
+    margin_P: Array
+    """From away to towards, nats per token."""
+    incoherent: float
+    """Fraction of its replies, the worse way."""
+
+    @property
+    def span_P(self) -> Array:
+        """From away to towards, of the rate."""
+        return self.towards_P - self.away_P
+
+
+def moved(behaviour: Behaviour) -> dict[str, Moved]:
+    """By direction; empty where replies are missing."""
+    shows, broken, margins = run.rates(behaviour, "shows"), run.rates(behaviour, "incoherent"), run.margins(behaviour)
+    base = shows.get("unsteered", {}).get("+0", {})
+    found: dict[str, Moved] = {}
+    for label in (direction.label for direction in run.DIRECTIONS):
+        of = [shows.get(label, {}).get(sign, {}) for sign in ("-1", "+1")]
+        margin = [margins.get(label, {}).get(sign, {}) for sign in ("-1", "+1")]
+        if any(len(values) != len(base) for values in (*of, *margin)) or not base:
+            return {}
+        away_P, towards_P, margin_away_P, margin_towards_P = (
+            np.array([values[key] for key in sorted(base)]) for values in (*of, *margin)
+        )
+        base_P = np.array([base[key] for key in sorted(base)])
+        worse = max(float(np.mean(list(values.values()))) for values in broken[label].values())
+        found[label] = Moved(away_P - base_P, towards_P - base_P, margin_towards_P - margin_away_P, worse)
+    return found
+
+
+def section(of: Mapping[str, dict[str, Moved]], figure: str) -> str:
+    """A table for each behaviour, one of all together, and the figure at that address."""
+    parts = [TEMPLATE.read_text().format(prompts=run.SIZE.prompts, seeds=run.SEEDS, leaders=run.LEADERS)]
+    for name, found in of.items():
+        parts.append(f"**{name}** ({len(found[run.REFERENCE.label].away_P)} held-out prompts)\n")
+        lines = [
+            "| direction | margin | away | towards | from away to towards | incoherent |",
+            "|---|---|---|---|---|---|",
+        ]
+        for label, m in found.items():
+            rates = " | ".join(_said(values_P, 100) for values_P in (m.away_P, m.towards_P, m.span_P))
+            lines.append(f"| {label} | {_said(m.margin_P, 1)} | {rates} | {100 * m.incoherent:.0f} % |")
+        parts.append("\n".join(lines) + "\n")
+    parts.append(f"![from away to towards, by direction]({figure})\n")
+    lines = ["| direction | from away to towards | beyond the difference in means | p |", "|---|---|---|---|"]
+    for label, span_P, gap_P in _together(of):
+        held = " | | " if label == run.REFERENCE.label else f" | {_said(gap_P, 100)} | {sign_flip_p(gap_P):.2g} "
+        lines.append(f"| {label} | {_said(span_P, 100)}{held}|")
+    parts.append(f"**All {len(of)} behaviours together** (points of the rate)\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def verdict(of: Mapping[str, dict[str, Moved]]) -> str:
+    """Which direction moves sampled text furthest, and whether that is beyond the difference in means, in one sentence."""
+    together = {label: (span_P, gap_P) for label, span_P, gap_P in _together(of)}
+    order = sorted(together, key=lambda label: -float(together[label][0].mean()))
+    best = next(label for label in order if label != run.REFERENCE.label)
+    gap_P = together[best][1]
+    e = Estimate.of(gap_P)
+    word = "further than" if e.low > 0 else "less far than" if e.high < 0 else "not discernibly further than"
+    spans = ", ".join(f"{label} {100 * together[label][0].mean():.1f}" for label in order)
+    return (
+        f"**One direction a method, over {len(of)} behaviours**: of those that are no difference in means of block {run.HOOK}, "
+        f"*{best}* moves sampled text the furthest, {word} that ({_said(gap_P, 100)} points, p = {sign_flip_p(gap_P):.2g}, the "
+        f"best of {len(run.DIRECTIONS) - 1} chosen afterwards). From away to towards: {spans}."
+    )
+
+
+def plot(of: Mapping[str, dict[str, Moved]], path: Path) -> None:
+    """From away to towards by direction, a panel for each behaviour."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(of), sharey=True, squeeze=False)[0]
+    labels = [direction.label for direction in run.DIRECTIONS]
+    for axes, (name, found) in zip(panels, of.items(), strict=True):
+        for y, label in enumerate(labels):
+            e = Estimate.of(100 * found[label].span_P)
+            color = next((c for start, c in COLORS.items() if label.startswith(start)), "#16202c")
+            color = "#8a929c" if label.endswith("random") else color
+            axes.plot([e.low, e.high], [y, y], color=color, linewidth=1.6)
+            axes.plot([e.mean], [y], "o", color=color, markersize=5)
+        axes.axvline(0, color="#6b7280", linewidth=0.8, linestyle=":")
+        axes.set_title(name, fontsize=8)
+        axes.set_yticks(range(len(labels)), labels, fontsize=7)
+        axes.set_xlabel("from away to towards, points of the rate", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _together(of: Mapping[str, dict[str, Moved]]) -> list[tuple[str, Array, Array]]:
+    """(direction, span, span beyond the reference) over the prompts of all behaviours."""
+    spans = {d.label: np.concatenate([found[d.label].span_P for found in of.values()]) for d in run.DIRECTIONS}
+    return [(label, span_P, span_P - spans[run.REFERENCE.label]) for label, span_P in spans.items()]
+
+
+def _said(values_P: Array | Sequence[float], scale: float) -> str:
+    e, n = Estimate.of(values_P), 1 if scale == 100 else 3
+    return f"{scale * e.mean:+.{n}f} [{scale * e.low:+.{n}f}, {scale * e.high:+.{n}f}]"
