@@ -156,7 +156,8 @@ def _make(behaviour: reproduce.Behaviour) -> None:
     for gradient, layers in (("plain", LAYERS), ("relp", (HOOK,))):
         tracing = Tracing("completion", {layer: norms[layer] for layer in layers}, gradient=gradient)  # type: ignore[arg-type]
         name = f"{behaviour.name}.directions.{gradient}"
-        passes = reproduce.passes_over(name, models[min(layers)], completions, tracing)
+        model = SplitModel.load(EMBEDDED_MODEL, layers[0], layers[1:])
+        passes = reproduce.passes_over(name, model, completions, tracing)
         rankings[gradient] = reproduce.ranked(passes, sae, models[HOOK], train, SIZE)
         for layer in layers:
             zero_D = torch.zeros(models[layer].identity.d_model)
