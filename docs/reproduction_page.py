@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from docs import reproduction as run
@@ -30,6 +31,9 @@ COLORS = {
 }
 FEWEST = 3
 """Prompts, below which nothing is said."""
+
+
+rcParams["svg.hashsalt"] = "trimtab"  # the same data write the same file
 
 
 class Effects(NamedTuple):
