@@ -98,8 +98,11 @@ class Flights:
         return flight
 
     def use(self, bundle: str) -> bool:
-        """Whether one of them is steered by the bundle of this content hash."""
-        return any(bundle in flight.bundles for flight in list(self._flights))
+        """Whether one of them that was not ended is steered by the bundle of this content hash.
+
+        One that was ended may outlive its request, for its error holds it until the collector comes by.
+        """
+        return any(bundle in flight.bundles for flight in list(self._flights) if flight.error is None)
 
     def end(self, error: Callable[[Flight], TrimtabError | None]) -> int:
         """How many were ended: those for which `error` has one."""

@@ -65,10 +65,14 @@ class Inspector:
         bundle = self._bundle(asked.bundle)
         if uses_graphs(self._generation.engine.vllm_config):
             raise Unsupported("latents cannot be read inside CUDA graphs; start the server with --enforce-eager")
-        ids = await self._token_ids(asked)
         admission = self._admitted(asked)
+        # Before anything else runs on the loop: the rows that are read, and those that steer, stay while this is under way.
+        steered = frozenset[str]() if admission.steered is None else admission.steered.content_hashes
+        flight = self._generation.flights.start(steered | {bundle.content_hash})
+        ids = await flight.whole(self._token_ids(asked))
         # The names are those of the request that was admitted: the shelf may change while the text runs.
-        reading, steering = await checked(self._read(bundle, asked.top_count, ids, admission, request_id))
+        read = self._read(bundle, asked.top_count, ids, admission, request_id)
+        reading, steering = await flight.whole(checked(read))
         return {
             "object": "steering.inspection",
             "bundle": asked.bundle,
