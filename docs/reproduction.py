@@ -137,7 +137,7 @@ def main() -> int:
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES)
     parser.add_argument("--latents", type=int, default=100, help="leaders of each method")
     parser.add_argument("--prompts", type=int, default=6, help="held-out prompts that are asked")
-    parser.add_argument("--pairs", type=int, default=4, help="held-out prompts whose margin is measured")
+    parser.add_argument("--pairs", type=int, default=8, help="held-out prompts whose margin is measured")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--url", help="a running server; one is started otherwise")
     parser.add_argument("--write", action="store_true", help="write docs/reproduction.md of what is there")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,11 @@ FEWEST = 3
 rcParams["svg.hashsalt"] = "trimtab"  # the same data write the same file
 
 
+Array = np.ndarray[Any, Any]
+Spans = dict[str, dict[str, list[Array]]]
+"""Margin or rate → method → of each behaviour: from away to towards, a value for each prompt [P]."""
+
+
 class Effects(NamedTuple):
     """Effects of directions on prompts: away from the behaviour at sign −1, towards it at +1."""
 
@@ -48,7 +53,7 @@ class Effects(NamedTuple):
         n = max((len(v) for by_sign in self.of.values() for v in by_sign.values()), default=0)
         return list(takewhile(lambda e: [len(v) for v in self.of.get(e[0], {}).values()] == [n, n], entries))
 
-    def values(self, entries: Sequence[tuple[str, float]], towards: bool) -> np.ndarray[Any, Any]:
+    def values(self, entries: Sequence[tuple[str, float]], towards: bool) -> Array:
         """[direction, prompt] of entries that were measured."""
         keyed = [self.of[name][f"{sign if towards else -sign:+g}"] for name, sign in entries]
         return np.array([[v[prompt] for prompt in sorted(v)] for v in keyed])
@@ -59,8 +64,10 @@ def write(behaviours: Sequence[run.Behaviour], size: run.Size) -> None:
     FIGURES.mkdir(exist_ok=True)
     there = [b for b in behaviours if run.bundle_file(b, size).exists()]
     verdicts: list[str] = []
-    parts = [_behaviour(behaviour, size, verdicts) for behaviour in there]
+    spans: Spans = {}
+    parts = [_behaviour(behaviour, size, verdicts, spans) for behaviour in there]
     if there:
+        verdicts[:0] = [_together(what, len(there), of) for what, of in spans.items()]
         parts += [_shared(there, size)]
     moved = {b.name: of for b in there if directions.there(b) and (of := directions_page.moved(b))}
     if moved:
@@ -82,7 +89,7 @@ def _planted(record: dict[str, Any], verdicts: list[str]) -> list[str]:
     parts = [planted_page.section(record, f"reproduction/{figure.name}")]
     for behaviour in (b for b in planted.BEHAVIOURS if b.name in planted_page.there(record)):
         verdicts.append(planted_page.verdict(behaviour.name, record["ranks"][behaviour.name]))
-        parts.append(_behaviour(behaviour, planted.SIZE, verdicts))
+        parts.append(_behaviour(behaviour, planted.SIZE, verdicts, {}))
     return parts
 
 
@@ -111,7 +118,7 @@ def _rates(behaviours: Sequence[run.Behaviour]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str]) -> str:
+def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str], spans: Spans) -> str:
     leaders = {m: [(str(latent), sign) for latent, sign in e] for m, e in run.leaders(behaviour, size).items()}
     methods = list(leaders)
     for vector in Bundle.load(run.bundle_file(behaviour, size)).header.vectors:
@@ -143,7 +150,10 @@ def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str]) ->
         if system is not None:
             out.append(f"| *system message* | | {_said(system, scale)} | | | |")
         out.append("")
-        verdicts.append(_verdict(behaviour, what, values, scale, methods))
+        span = {m: values[m, True].mean(0) - values[m, False].mean(0) for m in methods}
+        for method, span_P in span.items():
+            spans.setdefault(what, {}).setdefault(method, []).append(span_P)
+        verdicts.append(_verdict(behaviour.name, what, span))
         figure = f"{behaviour.name}.{what}.svg"
         _figure(leaders, values, effects.unit, scale, FIGURES / figure)
         out += [f"![{behaviour.name}, {what}](reproduction/{figure})", ""]
@@ -165,22 +175,23 @@ def _rate_effects(behaviour: run.Behaviour, size: run.Size) -> tuple[Effects, Es
     return Effects("points of the rate", of), Estimate.of(list(system.values())) if system else None
 
 
-def _verdict(
-    behaviour: run.Behaviour, what: str, values: dict[tuple[str, bool], Any], scale: float, methods: Sequence[str]
-) -> str:
-    """Δ-attribution against Δ-activation, prompt by prompt: how much further from away to towards."""
-    span = {m: (values[m, True].mean(0) - values[m, False].mean(0)) for m in methods}
-    unit = "points" if scale == 100 else "nats per token"
-    gap_P = span["Δ-attribution"] - span["Δ-activation"]
-    e, p = Estimate.of(gap_P), sign_flip_p(gap_P)
-    word = "further than" if e.low > 0 else "less far than" if e.high < 0 else "not discernibly further than"
-    others = {m: float(span[m].mean()) for m in methods}
-    best = max(others, key=lambda m: others[m])
-    return (
-        f"**{behaviour.name}, {what}**: the leaders by Δ-attribution move it {word} those by Δ-activation "
-        f"(from away to towards: {_said(e, scale)} {unit}, p = {p:.2g}); on average the widest are those by {best} "
-        f"({', '.join(f'{m} {scale * v:.{_digits(scale)}f}' for m, v in others.items())})."
+def _verdict(name: str, what: str, span: Mapping[str, Array]) -> str:
+    """How far each method moves it, from away to towards, and two of them against Δ-activation, prompt by prompt."""
+    scale, unit = (100, "points") if what == "rate" else (1, "nats per token")
+    order = sorted(span, key=lambda m: -float(span[m].mean()))
+    means = ", ".join(f"{m} {scale * float(span[m].mean()):.{_digits(scale)}f}" for m in order)
+    against = "; ".join(
+        f"{m} {_said(Estimate.of(gap_P), scale)}, p = {sign_flip_p(gap_P):.2g}"
+        for m in ("Δ-attribution", "steering gradient")
+        for gap_P in [span[m] - span["Δ-activation"]]
     )
+    return f"**{name}, {what}**: {means} {unit} from away to towards. Beyond Δ-activation: {against}."
+
+
+def _together(what: str, n: int, of: Mapping[str, Sequence[Array]]) -> str:
+    """The same over the prompts of all behaviours, where each was measured."""
+    span = {method: np.concatenate(each) for method, each in of.items() if len(each) == n}
+    return _verdict(f"all {n} behaviours, {len(span['Δ-activation'])} prompts", what, span)
 
 
 def _figure(leaders: dict[str, Any], values: dict[tuple[str, bool], Any], unit: str, scale: float, path: Path) -> None:
