@@ -31,6 +31,8 @@ COLORS = {
 }
 FEWEST = 3
 """Prompts, below which nothing is said."""
+FEWEST_LEADERS = 8
+"""Of each method, below which methods are not compared."""
 
 
 rcParams["svg.hashsalt"] = "trimtab"  # the same data write the same file
@@ -153,7 +155,16 @@ def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str], sp
         span = {m: values[m, True].mean(0) - values[m, False].mean(0) for m in methods}
         for method, span_P in span.items():
             spans.setdefault(what, {}).setdefault(method, []).append(span_P)
-        verdicts.append(_verdict(behaviour.name, what, span))
+        if k >= FEWEST_LEADERS:
+            verdicts.append(_verdict(behaviour.name, what, span))
+        else:
+            dense = {
+                m: [_said(Estimate.of(values[m, t].mean(0)), scale) for t in (False, True)]
+                for m in leaders
+                if m not in methods
+            }
+            said = "; ".join(f"the {m} {away} away, {towards} towards" for m, (away, towards) in dense.items())
+            verdicts.append(f"**{behaviour.name}, {what}**: {said} ({effects.unit}).")
         figure = f"{behaviour.name}.{what}.svg"
         _figure(leaders, values, effects.unit, scale, FIGURES / figure)
         out += [f"![{behaviour.name}, {what}](reproduction/{figure})", ""]
