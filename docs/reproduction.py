@@ -118,6 +118,8 @@ BEHAVIOURS = (
 
 MEASURED = ("pretends-human", "refuses", "gloomy")
 """By default; of the others the page has base rates, where their replies were sampled."""
+CONFIRMS = "asks"
+"""Has no part in choosing among directions, and tells whether the choice was a good one."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,9 @@ def main() -> int:
     size = Size(args.latents, args.prompts, args.pairs, args.tokens)
     chosen = [b for b in BEHAVIOURS if b.name in args.behaviours]
     BUILD.mkdir(parents=True, exist_ok=True)
+    directed = [b for b in BEHAVIOURS if "directions" in args.stages and b.name in {*args.behaviours, CONFIRMS}]
     if "collect" in args.stages:
-        wanted = [b for b in chosen if not b.pairs.exists()]
+        wanted = [b for b in BEHAVIOURS if b in (*chosen, *directed) and not b.pairs.exists()]
         if wanted:
             with serving(args.url, EMBEDDED_MODEL, flags=("--max-num-seqs", "64")) as url:
                 usable = [b for b in wanted if _collect(b, url, PILOT)]
@@ -158,10 +161,10 @@ def main() -> int:
         with serving(args.url, EMBEDDED_MODEL, flags=("--max-num-seqs", "64")) as url:
             for behaviour in (b for b in chosen if bundle_file(b, size).exists()):
                 sample_texts(behaviour, size, steering_latents(behaviour, size), url)
-    if "directions" in args.stages:
+    if directed:
         from docs import reproduction_directions
 
-        reproduction_directions.run([b for b in chosen if b.pairs.exists()], args.url)
+        reproduction_directions.run([b for b in directed if b.pairs.exists()], args.url)
     if "planted" in args.stages:
         from docs.reproduction_planted import run
 

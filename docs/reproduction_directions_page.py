@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from docs import reproduction_directions as run
-from docs.reproduction import Behaviour
+from docs.reproduction import CONFIRMS, Behaviour
 from trimtab.attribution.trial.doses import Estimate, sign_flip_p
 
 TEMPLATE = Path(__file__).parent / "reproduction" / "directions.md.in"
@@ -35,7 +35,11 @@ class Moved(NamedTuple):
         return self.towards_P - self.away_P
 
 
-def moved(behaviour: Behaviour) -> dict[str, Moved]:
+Found = Mapping[str, Moved]
+"""By direction."""
+
+
+def moved(behaviour: Behaviour) -> Found:
     """By direction; empty where replies are missing."""
     shows, broken, margins = run.rates(behaviour, "shows"), run.rates(behaviour, "incoherent"), run.margins(behaviour)
     base = shows.get("unsteered", {}).get("+0", {})
@@ -54,11 +58,12 @@ def moved(behaviour: Behaviour) -> dict[str, Moved]:
     return found
 
 
-def section(of: Mapping[str, dict[str, Moved]], figure: str) -> str:
-    """A table for each behaviour, one of all together, and the figure at that address."""
+def section(of: Mapping[str, Found], figure: str) -> str:
+    """A table for each behaviour, one of all together that had a part in choosing, and the figure at that address."""
     parts = [TEMPLATE.read_text().format(prompts=run.SIZE.prompts, seeds=run.SEEDS, leaders=run.LEADERS)]
     for name, found in of.items():
-        parts.append(f"**{name}** ({len(found[run.REFERENCE.label].away_P)} held-out prompts)\n")
+        aside = ", which had no part in choosing" if name == CONFIRMS else ""
+        parts.append(f"**{name}**{aside} ({len(found[run.REFERENCE.label].away_P)} held-out prompts)\n")
         lines = [
             "| direction | margin | away | towards | from away to towards | incoherent |",
             "|---|---|---|---|---|---|",
@@ -69,30 +74,42 @@ def section(of: Mapping[str, dict[str, Moved]], figure: str) -> str:
         parts.append("\n".join(lines) + "\n")
     parts.append(f"![from away to towards, by direction]({figure})\n")
     lines = ["| direction | from away to towards | beyond the difference in means | p |", "|---|---|---|---|"]
-    for label, span_P, gap_P in _together(of):
+    chosen_of = _choosing(of)
+    for label, (span_P, gap_P) in _together(chosen_of).items():
         held = " | | " if label == run.REFERENCE.label else f" | {_said(gap_P, 100)} | {sign_flip_p(gap_P):.2g} "
         lines.append(f"| {label} | {_said(span_P, 100)}{held}|")
-    parts.append(f"**All {len(of)} behaviours together** (points of the rate)\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
+    together = f"**{', '.join(chosen_of)} together** (points of the rate)"
+    return "\n".join([*parts, together, "", *lines, ""])
 
 
-def verdict(of: Mapping[str, dict[str, Moved]]) -> str:
-    """Which direction moves sampled text furthest, and whether that is beyond the difference in means, in one sentence."""
-    together = {label: (span_P, gap_P) for label, span_P, gap_P in _together(of)}
+def verdict(of: Mapping[str, Found]) -> str:
+    """Which direction moves sampled text furthest; whether that is beyond the difference in means; and whether it is so for the
+    behaviour that had no part in choosing it."""
+    together = _together(_choosing(of))
     order = sorted(together, key=lambda label: -float(together[label][0].mean()))
     best = next(label for label in order if label != run.REFERENCE.label)
-    gap_P = together[best][1]
+    spans = ", ".join(f"{label} {100 * together[label][0].mean():.1f}" for label in order)
+    said = (
+        f"**One direction a method, {len(_choosing(of))} behaviours**, points from away to towards: {spans}. Beside the difference "
+        f"in means of block {run.HOOK}, *{best}* moves sampled text the furthest, {_beyond(together[best][1])}; it is the best "
+        f"of {len(run.DIRECTIONS) - 1}, chosen afterwards."
+    )
+    if CONFIRMS in of:
+        alone = _together({CONFIRMS: of[CONFIRMS]})
+        said += (
+            f" On *{CONFIRMS}*, which had no part in choosing: {100 * alone[best][0].mean():.1f} points, "
+            f"{_beyond(alone[best][1])}."
+        )
+    return said
+
+
+def _beyond(gap_P: Array) -> str:
     e = Estimate.of(gap_P)
     word = "further than" if e.low > 0 else "less far than" if e.high < 0 else "not discernibly further than"
-    spans = ", ".join(f"{label} {100 * together[label][0].mean():.1f}" for label in order)
-    return (
-        f"**One direction a method, over {len(of)} behaviours**: of those that are no difference in means of block {run.HOOK}, "
-        f"*{best}* moves sampled text the furthest, {word} that ({_said(gap_P, 100)} points, p = {sign_flip_p(gap_P):.2g}, the "
-        f"best of {len(run.DIRECTIONS) - 1} chosen afterwards). From away to towards: {spans}."
-    )
+    return f"{word} the difference in means ({_said(gap_P, 100)}, p = {sign_flip_p(gap_P):.2g})"
 
 
-def plot(of: Mapping[str, dict[str, Moved]], path: Path) -> None:
+def plot(of: Mapping[str, Found], path: Path) -> None:
     """From away to towards by direction, a panel for each behaviour."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = figure.subplots(1, len(of), sharey=True, squeeze=False)[0]
@@ -114,10 +131,14 @@ def plot(of: Mapping[str, dict[str, Moved]], path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
-def _together(of: Mapping[str, dict[str, Moved]]) -> list[tuple[str, Array, Array]]:
-    """(direction, span, span beyond the reference) over the prompts of all behaviours."""
+def _choosing(of: Mapping[str, Found]) -> dict[str, Found]:
+    return {name: found for name, found in of.items() if name != CONFIRMS}
+
+
+def _together(of: Mapping[str, Found]) -> dict[str, tuple[Array, Array]]:
+    """By direction: span, and span beyond the reference, over the prompts of all behaviours."""
     spans = {d.label: np.concatenate([found[d.label].span_P for found in of.values()]) for d in run.DIRECTIONS}
-    return [(label, span_P, span_P - spans[run.REFERENCE.label]) for label, span_P in spans.items()]
+    return {label: (span_P, span_P - spans[run.REFERENCE.label]) for label, span_P in spans.items()}
 
 
 def _said(values_P: Array | Sequence[float], scale: float) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from docs import reproduction, reproduction_directions_page, reproduction_planted_page
+from docs.reproduction import CONFIRMS
 from docs.reproduction_directions import DIRECTIONS, REFERENCE
 from docs.reproduction_directions_page import Moved
 from docs.reproduction_planted import BEHAVIOURS, LORA, VECTOR, ranks, recall
@@ -111,12 +112,14 @@ def test_the_page_says_where_each_method_puts_what_was_planted() -> None:
 def test_the_page_holds_every_direction_against_the_difference_in_means(tmp_path: Path) -> None:
     one = Moved(np.array([-0.1, -0.2, -0.3]), np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.5, 0.5]), 0.02)
     found = {d.label: one for d in DIRECTIONS} | {"gradient": one._replace(towards_P=np.array([0.2, 0.3, 0.4]))}
-    of = {"refuses": found, "gloomy": found}
+    of = {"refuses": found, "gloomy": found, CONFIRMS: dict.fromkeys(found, one)}
     page = reproduction_directions_page.section(of, "directions.svg").splitlines()
     own = "| -20.0 [-44.8, +4.8] | +30.0 [+5.2, +54.8] | +50.0 [+0.3, +99.7] | 2 % |"
     assert page.count(f"| gradient | +0.500 [+0.500, +0.500] {own}") == 2
     assert f"| {REFERENCE.label} | +40.0 [+21.2, +58.8] | | |" in page
     assert "| gradient | +50.0 [+31.2, +68.8] | +10.0 [+10.0, +10.0] | 0.031 |" in page
-    assert "*gradient* moves sampled text the furthest, further than that" in reproduction_directions_page.verdict(of)
+    said = reproduction_directions_page.verdict(of)
+    assert "*gradient* moves sampled text the furthest, further than the difference in means (+10.0" in said
+    assert "had no part in choosing: 40.0 points, not discernibly further than the difference in means (+0.0" in said
     reproduction_directions_page.plot(of, tmp_path / "directions.svg")
     assert (tmp_path / "directions.svg").read_text().startswith("<?xml")
