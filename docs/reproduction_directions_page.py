@@ -91,8 +91,8 @@ def verdict(of: Mapping[str, Found]) -> str:
     spans = ", ".join(f"{label} {100 * together[label][0].mean():.1f}" for label in order)
     said = (
         f"**One direction a method, {len(_choosing(of))} behaviours**, points from away to towards: {spans}. Beside the "
-        f"difference in means of block {run.HOOK}, *{best}* moves sampled text the furthest, {_beyond(together[best][1])}; it is the best "
-        f"of {len(run.DIRECTIONS) - 1}, chosen afterwards."
+        f"difference in means of block {run.HOOK}, *{best}* moves sampled text the furthest, {_beyond(together[best][1])}; "
+        f"it is the best of {len(run.DIRECTIONS) - 1}, chosen afterwards."
     )
     if CONFIRMS in of:
         alone = _together({CONFIRMS: of[CONFIRMS]})
