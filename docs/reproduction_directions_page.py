@@ -124,10 +124,10 @@ def plot(of: Mapping[str, Found], path: Path) -> None:
         axes.axvline(0, color="#6b7280", linewidth=0.8, linestyle=":")
         axes.set_title(name, fontsize=8)
         axes.set_yticks(range(len(labels)), labels, fontsize=7)
-        axes.set_xlabel("from away to towards, points of the rate", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
+    figure.supxlabel("from away to towards, points of the rate", fontsize=8)
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 

@@ -71,7 +71,8 @@ def write(behaviours: Sequence[run.Behaviour], size: run.Size) -> None:
     if there:
         verdicts[:0] = [_together(what, len(there), of) for what, of in spans.items()]
         parts += [_shared(there, size)]
-    moved = {b.name: of for b in run.BEHAVIOURS if directions.there(b) and (of := directions_page.moved(b))}
+    ordered = sorted(run.BEHAVIOURS, key=lambda b: b.name == run.CONFIRMS)
+    moved = {b.name: of for b in ordered if directions.there(b) and (of := directions_page.moved(b))}
     if moved.keys() - {run.CONFIRMS}:
         figure = FIGURES / "directions.svg"
         directions_page.plot(moved, figure)
