@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 from trimtab.attribution.bundle import Bundle, RecommendedEdit
@@ -134,7 +133,7 @@ class Plan(NamedTuple):
             document = json.loads(text)
             plan = cls(tuple(map(_read, document["rows"])), document["hash"], text[_ROWS:-1])
             for row in plan.rows:
-                if not (isfinite(row.alpha) and isfinite(row.beta) and (row.gate is None or isfinite(row.gate.above))):
+                if not all(map(math.isfinite, (row.alpha, row.beta, row.gate.above if row.gate else 0))):
                     raise ValueError("a coefficient is not finite")
             if plan.wire() != text or plan.hash != _digest(plan.text):
                 raise ValueError("the hash does not match the rows")
