@@ -3,7 +3,7 @@
 A reader of vLLM's queues between processes spins for a second after each message: of two engines on two cores, which is what
 `make test` runs, in the way of the models that the spinning waits for. Asleep soon after, readers are woken by the notice that
 vLLM sends with each write in any case. Not at once: a notice that follows another within a millisecond is dropped, for ZeroMQ
-still takes the pipe of one for full, and a reader that had read the first message and slept was woken by nothing for five seconds.
+still takes the pipe of one for full, and a reader that had read the first and slept was woken by nobody for five seconds.
 tests/conftest.py puts this folder on the path of the processes that tests start; vLLM finds it by the metadata beside this file.
 """
 
