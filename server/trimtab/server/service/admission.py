@@ -72,6 +72,11 @@ class Admission(NamedTuple):
     killed: Switch | None = None
     """The kill switch keeps it from being steered as asked."""
 
+    @property
+    def content_hashes(self) -> frozenset[str]:
+        """Of every bundle whose rows act; none where nothing is steered."""
+        return frozenset() if self.steered is None else self.steered.content_hashes
+
 
 def admit(
     body: Mapping[str, Any],

@@ -193,10 +193,7 @@ class Generation:
                 admission = self._admission_of(route, document, enrolment, ending)
                 # Before anything else runs on the loop: whoever revokes a bundle, or kills an experiment, finds every request
                 # that was admitted on it.
-                flight = self.flights.start(
-                    () if admission.steered is None else admission.steered.content_hashes,
-                    None if enrolment is None else enrolment.alters,
-                )
+                flight = self.flights.start(admission.content_hashes, None if enrolment is None else enrolment.alters)
                 ask = parsed(route.model, {**admission.body, "request_id": route.id_prefix + request_id})
         self.metrics.admission_seconds.observe(time.perf_counter() - start)
         asked = Asked(route, ask, admission.steered, admission.killed, flight, ending, enrolment)

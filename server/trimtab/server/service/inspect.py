@@ -67,8 +67,7 @@ class Inspector:
             raise Unsupported("latents cannot be read inside CUDA graphs; start the server with --enforce-eager")
         admission = self._admitted(asked)
         # Before anything else runs on the loop: the rows that are read, and those that steer, stay while this is under way.
-        steered = frozenset[str]() if admission.steered is None else admission.steered.content_hashes
-        flight = self._generation.flights.start(steered | {bundle.content_hash})
+        flight = self._generation.flights.start(admission.content_hashes | {bundle.content_hash})
         ids = await flight.whole(self._token_ids(asked))
         # The names are those of the request that was admitted: the shelf may change while the text runs.
         read = self._read(bundle, asked.top_count, ids, admission, request_id)
