@@ -86,7 +86,7 @@ Values = dict[str, dict[str, dict[str, float]]]
 def run(behaviours: Sequence[reproduce.Behaviour], url: str | None) -> None:
     """Make, measure and sample what is missing."""
     for behaviour in behaviours:
-        if not all(_file(behaviour, layer).exists() for layer in LAYERS):
+        if not there(behaviour):
             _make(behaviour)
         _measure(behaviour)
     with serving(url, EMBEDDED_MODEL, flags=("--max-num-seqs", "64")) as address:

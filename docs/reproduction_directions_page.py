@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,15 +69,19 @@ def section(of: Mapping[str, Found], figure: str) -> str:
             "|---|---|---|---|---|---|",
         ]
         for label, m in found.items():
-            rates = " | ".join(_said(values_P, 100) for values_P in (m.away_P, m.towards_P, m.span_P))
-            lines.append(f"| {label} | {_said(m.margin_P, 1)} | {rates} | {100 * m.incoherent:.0f} % |")
+            rates = " | ".join(said(Estimate.of(values_P), 100) for values_P in (m.away_P, m.towards_P, m.span_P))
+            lines.append(f"| {label} | {said(Estimate.of(m.margin_P), 1)} | {rates} | {100 * m.incoherent:.0f} % |")
         parts.append("\n".join(lines) + "\n")
     parts.append(f"![from away to towards, by direction]({figure})\n")
     lines = ["| direction | from away to towards | beyond the difference in means | p |", "|---|---|---|---|"]
     chosen_of = _choosing(of)
     for label, (span_P, gap_P) in _together(chosen_of).items():
-        held = " | | " if label == run.REFERENCE.label else f" | {_said(gap_P, 100)} | {sign_flip_p(gap_P):.2g} "
-        lines.append(f"| {label} | {_said(span_P, 100)}{held}|")
+        held = (
+            " | | "
+            if label == run.REFERENCE.label
+            else f" | {said(Estimate.of(gap_P), 100)} | {sign_flip_p(gap_P):.2g} "
+        )
+        lines.append(f"| {label} | {said(Estimate.of(span_P), 100)}{held}|")
     together = f"**{', '.join(chosen_of)} together** (points of the rate)"
     return "\n".join([*parts, together, "", *lines, ""])
 
@@ -89,24 +93,24 @@ def verdict(of: Mapping[str, Found]) -> str:
     order = sorted(together, key=lambda label: -float(together[label][0].mean()))
     best = next(label for label in order if label != run.REFERENCE.label)
     spans = ", ".join(f"{label} {100 * together[label][0].mean():.1f}" for label in order)
-    said = (
+    told = (
         f"**One direction a method, {len(_choosing(of))} behaviours**, points from away to towards: {spans}. Beside the "
         f"difference in means of block {run.HOOK}, *{best}* moves sampled text the furthest, {_beyond(together[best][1])}; "
         f"it is the best of {len(run.DIRECTIONS) - 1}, chosen afterwards."
     )
     if CONFIRMS in of:
         alone = _together({CONFIRMS: of[CONFIRMS]})
-        said += (
+        told += (
             f" On *{CONFIRMS}*, which had no part in choosing: {100 * alone[best][0].mean():.1f} points, "
             f"{_beyond(alone[best][1])}."
         )
-    return said
+    return told
 
 
 def _beyond(gap_P: Array) -> str:
     e = Estimate.of(gap_P)
     word = "further than" if e.low > 0 else "less far than" if e.high < 0 else "not discernibly further than"
-    return f"{word} the difference in means ({_said(gap_P, 100)}, p = {sign_flip_p(gap_P):.2g})"
+    return f"{word} the difference in means ({said(Estimate.of(gap_P), 100)}, p = {sign_flip_p(gap_P):.2g})"
 
 
 def plot(of: Mapping[str, Found], path: Path) -> None:
@@ -141,6 +145,12 @@ def _together(of: Mapping[str, Found]) -> dict[str, tuple[Array, Array]]:
     return {label: (span_P, span_P - spans[run.REFERENCE.label]) for label, span_P in spans.items()}
 
 
-def _said(values_P: Array | Sequence[float], scale: float) -> str:
-    e, n = Estimate.of(values_P), 1 if scale == 100 else 3
+def said(e: Estimate, scale: float) -> str:
+    """A mean and its interval; `scale` 100 makes points of a rate."""
+    n = digits(scale)
     return f"{scale * e.mean:+.{n}f} [{scale * e.low:+.{n}f}, {scale * e.high:+.{n}f}]"
+
+
+def digits(scale: float) -> int:
+    """After the decimal point."""
+    return 1 if scale == 100 else 3

@@ -17,6 +17,7 @@ from docs import reproduction_directions as directions
 from docs import reproduction_directions_page as directions_page
 from docs import reproduction_planted as planted
 from docs import reproduction_planted_page as planted_page
+from docs.reproduction_directions_page import digits, said
 from trimtab.attribution.bundle import Bundle
 from trimtab.attribution.trial.doses import Estimate, sign_flip_p
 
@@ -69,7 +70,8 @@ def write(behaviours: Sequence[run.Behaviour], size: run.Size) -> None:
     spans: Spans = {}
     parts = [_behaviour(behaviour, size, verdicts, spans) for behaviour in there]
     if there:
-        verdicts[:0] = [_together(what, len(there), of) for what, of in spans.items()]
+        whole = {what: of for what, of in spans.items() if len(of["Δ-activation"]) == len(there)}
+        verdicts[:0] = [_together(what, len(there), of) for what, of in whole.items()]
         parts += [_shared(there, size)]
     ordered = sorted(run.BEHAVIOURS, key=lambda b: b.name == run.CONFIRMS)
     moved = {b.name: of for b in ordered if directions.there(b) and (of := directions_page.moved(b))}
@@ -147,11 +149,11 @@ def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str], sp
         ]
         for method in leaders:
             away, towards = values[method, False], values[method, True]
-            best = " | ".join(f"{scale * x:+.{_digits(scale)}f}" for x in (away.mean(1).min(), towards.mean(1).max()))
-            cells = " | ".join(_said(Estimate.of(v.mean(0)), scale) for v in (away, towards))
+            best = " | ".join(f"{scale * x:+.{digits(scale)}f}" for x in (away.mean(1).min(), towards.mean(1).max()))
+            cells = " | ".join(said(Estimate.of(v.mean(0)), scale) for v in (away, towards))
             out.append(f"| {method} | {len(away)} | {cells} | {best} |")
         if system is not None:
-            out.append(f"| *system message* | | {_said(system, scale)} | | | |")
+            out.append(f"| *system message* | | {said(system, scale)} | | | |")
         out.append("")
         span = {m: values[m, True].mean(0) - values[m, False].mean(0) for m in methods}
         for method, span_P in span.items():
@@ -160,12 +162,12 @@ def _behaviour(behaviour: run.Behaviour, size: run.Size, verdicts: list[str], sp
             verdicts.append(_verdict(behaviour.name, what, span))
         else:
             dense = {
-                m: [_said(Estimate.of(values[m, t].mean(0)), scale) for t in (False, True)]
+                m: [said(Estimate.of(values[m, t].mean(0)), scale) for t in (False, True)]
                 for m in leaders
                 if m not in methods
             }
-            said = "; ".join(f"the {m} {away} away, {towards} towards" for m, (away, towards) in dense.items())
-            verdicts.append(f"**{behaviour.name}, {what}**: {said} ({effects.unit}).")
+            moves = "; ".join(f"the {m} {away} away, {towards} towards" for m, (away, towards) in dense.items())
+            verdicts.append(f"**{behaviour.name}, {what}**: {moves} ({effects.unit}).")
         figure = f"{behaviour.name}.{what}.svg"
         _figure(leaders, values, effects.unit, scale, FIGURES / figure)
         out += [f"![{behaviour.name}, {what}](reproduction/{figure})", ""]
@@ -191,9 +193,9 @@ def _verdict(name: str, what: str, span: Mapping[str, Array]) -> str:
     """How far each method moves it, from away to towards, and two of them against Δ-activation, prompt by prompt."""
     scale, unit = (100, "points") if what == "rate" else (1, "nats per token")
     order = sorted(span, key=lambda m: -float(span[m].mean()))
-    means = ", ".join(f"{m} {scale * float(span[m].mean()):.{_digits(scale)}f}" for m in order)
+    means = ", ".join(f"{m} {scale * float(span[m].mean()):.{digits(scale)}f}" for m in order)
     against = "; ".join(
-        f"{m} {_said(Estimate.of(gap_P), scale)}, p = {sign_flip_p(gap_P):.2g}"
+        f"{m} {said(Estimate.of(gap_P), scale)}, p = {sign_flip_p(gap_P):.2g}"
         for m in ("Δ-attribution", "steering gradient")
         for gap_P in [span[m] - span["Δ-activation"]]
     )
@@ -241,12 +243,3 @@ def _shared(behaviours: Sequence[run.Behaviour], size: run.Size) -> str:
         if shared:
             lines.append(f"- Leaders by {method} (of {size.latents}) that two behaviours share: {', '.join(shared)}.")
     return "\n".join(lines) + "\n"
-
-
-def _said(e: Estimate, scale: float) -> str:
-    n = _digits(scale)
-    return f"{scale * e.mean:+.{n}f} [{scale * e.low:+.{n}f}, {scale * e.high:+.{n}f}]"
-
-
-def _digits(scale: float) -> int:
-    return 1 if scale == 100 else 3
