@@ -3,9 +3,9 @@
 The engines are resident, each in processes of its own. What is held against a bar runs side by side, in turns of half a second
 (tests/bench/turns.py); elsewhere a round runs every condition once, one by one, in an order that rotates. A ratio is plain
 vLLM's time over a condition's time in the same round. Plain vLLM is there twice, in processes of its own each: their ratio to
-each other is the noise, that of two processes included. Steered replies whose proof does not hold end the run. Rounds are kept
-in one JSON file: a run adds what is missing, so that it can be cut into pieces; a cell keeps to one version of the code, and is
-measured anew with `--fresh`.
+each other is the noise, that of two processes included; in turns Trimtab is there twice as well, and every pair of processes
+meets. Steered replies whose proof does not hold end the run. Rounds are kept in one JSON file: a run adds what is missing, so
+that it can be cut into pieces; a cell keeps to one version of the code and to one machine, and is measured anew with `--fresh`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ console = Console(highlight=False, soft_wrap=True)
 def main() -> int:
     """Runs what is missing, prints the tables, writes the JSON and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3 rounds of turns-16 without the other projects")
+    parser.add_argument("--quick", action="store_true", help="4 rounds of turns-16 without the other projects")
     parser.add_argument("--cells", nargs="*", choices=[*CELLS, *ALONE], help="all by default")
     parser.add_argument("--rounds", type=int, help="per cell; each has its own number by default")
     parser.add_argument("--engines", nargs="*", choices=ENGINES, default=list(ENGINES))
@@ -60,20 +60,20 @@ def main() -> int:
     deadline = time.monotonic() + 60 * args.minutes
     chosen = args.cells if args.cells is not None else [*CELLS, *ALONE]
     if args.quick:
-        ours = ["plain", "plain again", "trimtab"]
-        chosen, args.engines, args.rounds = args.cells or ["turns-16"], ours, args.rounds or 3
+        ours = ["plain", "plain again", "trimtab", "trimtab again"]
+        chosen, args.engines, args.rounds = args.cells or ["turns-16"], ours, args.rounds or 4
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    here, by = _machine(), {"commit": _git("rev-parse", "--short", "HEAD"), "code": _code()}
-    if results.get("machine", here) != here:
-        raise SystemExit(f"{args.out} was measured on another machine; remove it, or give another --out")
-    results = {"machine": here, "by": {}, "same_edit": {}, "cells": {}} | results
+    by = {"commit": _git("rev-parse", "--short", "HEAD"), "code": _code(), "machine": _machine()}
+    results = {"by": {}, "same_edit": {}, "cells": {}} | results
     for name in chosen:
         if args.fresh:
             results["by"].pop(name, None)
             results["cells"].pop(name, None)
             results.pop(name, None)
-        if results["by"].setdefault(name, by)["code"] != by["code"]:
-            raise SystemExit(f"{name} of {args.out} was measured with other code; give --fresh, or another --out")
+        was = results["by"].setdefault(name, by)
+        for what in ("code", "machine"):
+            if was[what] != by[what]:
+                raise SystemExit(f"{name} of {args.out} was measured with other {what}; give --fresh, or another --out")
     if "vllm-lens" in args.engines:
         _fetch_lens()
     cells = {name: CELLS[name] for name in chosen if name in CELLS}
@@ -140,7 +140,7 @@ def _measure_in_turns(
     """Add what is missing of the rounds, a group at a time: one entry each."""
     if len(rounds) < cell.n_entries:
         for group in cell.groups:
-            for k in (0, 1):
+            for k in range(4):
                 for condition, engine in assigned(group, k).items():
                     if engine in engines:
                         engines[engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000 + k))
@@ -167,7 +167,7 @@ def _entry(took: Took, others_cpu: float) -> dict[str, Any]:
 def _needed(cell: Cell, allowed: list[str]) -> tuple[str, ...]:
     """The engines that a cell runs on."""
     of = {CONDITIONS[condition].engine for condition in cell.conditions}
-    of |= {engine for group in cell.groups for k in (0, 1) for engine in assigned(group, k).values()}
+    of |= {engine for group in cell.groups for k in range(4) for engine in assigned(group, k).values()}
     return tuple(name for name in ENGINES if name in of and name in allowed)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from tests.bench.conditions import ALONE, CELLS
@@ -23,18 +24,19 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
 
 ## How
 
-- Every engine is resident in processes of its own: plain vLLM (no plugin) **twice**, vLLM with Trimtab, vLLM with vllm-lens
-  {lens}, and a transformers loop over a static batch with forward hooks. One works at a time (`others' CPU` is what the rest
-  uses meanwhile).
+- Every engine is resident in processes of its own: plain vLLM (no plugin) **twice**, vLLM with Trimtab, vLLM with vllm-lens,
+  and a transformers loop over a static batch with forward hooks. One works at a time (`others' CPU` is what the rest uses
+  meanwhile).
 - **In turns** (`turns-16`, `turns-64`, which are held against the bars): the runs of a group are begun together, and each
   engine's processes are stopped while another has its half second. A run takes seconds, and from one run to the next this
-  machine differs by a tenth; from one turn to the next, by little. The two plain processes take turns as the base, round by
-  round; several plans are compared on two engines that change roles every round.
+  machine differs by a tenth; from one turn to the next, by little. Two processes of one program differ by a percent or two for
+  as long as they live, so Trimtab is there twice as well: in four rounds each process of plain vLLM meets each of Trimtab's,
+  and of several plans each runs on both.
   Elsewhere the runs of a round follow each other, and ratios of a few rounds say no more than the two plain runs do.
-- **Within one process** (`within`): two processes of one program differ by a percent or two for as long as they live, and a
-  bar is not about that. One engine of ours, one process and one thread for all of it, lets the plugin step aside for four
-  steps and work for four: the runner's own methods and no hooks, against all that is ours. The first two steps of a turn are
-  left out; two steered ones are held against the plain ones before and after, by their CPU time.
+- **Within one process** (`within`): a bar is not about what two processes differ by. One engine of ours, one process and one
+  thread for all of it, lets the plugin step aside for four steps and work for four: the runner's own methods and no hooks,
+  against all that is ours. The first two steps of a turn are left out; two steered ones are held against the plain ones before
+  and after, by their CPU time.
 - All serve SmolLM2-135M-Instruct in fp32, the vLLMs with the same flags: eager, 64 sequences, 1024 tokens, statistics on. A step
   runs 30 hooked layers.
 - A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
@@ -57,18 +59,13 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
 
 def document(results: dict[str, Any]) -> str:
     """The page."""
-    machine = results["machine"]
     table = {
-        "commit": "; ".join(f"`{commit}`: {', '.join(names)}" for commit, names in _commits(results).items()),
-        "machine": f"{machine['cpu']}, {machine['n_cpus']} cores; {machine['os']}",
-        "versions": ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-        + f", Python {machine['python']}",
+        "commit": _by(results, lambda by: f"`{by['commit']}`"),
+        "machine": _by(results, lambda by: "{cpu}, {n_cpus} cores; {os}".format(**by["machine"])),
+        "versions": _by(results, lambda by: _versions(by["machine"])),
         "load average at the end": ", ".join(f"{x:.1f}" for x in results.get("load_average", ())),
     }
-    head = _HEAD.format(
-        machine="\n".join(f"| {name} | {value} |" for name, value in table.items()),
-        lens=machine["versions"]["vllm-lens"],
-    )
+    head = _HEAD.format(machine="\n".join(f"| {name} | {value} |" for name, value in table.items()))
     done = {name: len(cell["rounds"]) for name, cell in results["cells"].items()}
     missing = [name for name, cell in CELLS.items() if done.get(name, 0) < cell.n_entries]
     missing += [name for name in ALONE if name not in results]
@@ -78,12 +75,18 @@ def document(results: dict[str, Any]) -> str:
     return body.rstrip() + "\n"
 
 
-def _commits(results: dict[str, Any]) -> dict[str, list[str]]:
-    """What was measured, by commit."""
+def _by(results: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> str:
+    """Where and of what the cells were measured: of which ones, where it is not the same for all."""
     found: dict[str, list[str]] = {}
     for name, by in results["by"].items():
-        found.setdefault(by["commit"], []).append(name)
-    return found
+        found.setdefault(told(by), []).append(name)
+    return "; ".join(found if len(found) == 1 else (f"{what}: {', '.join(names)}" for what, names in found.items()))
+
+
+def _versions(machine: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {number}" for name, number in (machine["versions"] | {"Python": machine["python"]}).items()
+    )
 
 
 def _bars(results: dict[str, Any]) -> str:
