@@ -1,9 +1,9 @@
 """What steering costs (`make bench`), beside plain vLLM, vllm-lens and a transformers loop with forward hooks.
 
-The engines are resident, each in processes of its own. What is held against a bar runs side by side, in turns of half a second
-(tests/bench/turns.py); elsewhere a round runs every condition once, one by one, in an order that rotates. A ratio is plain
-vLLM's time over a condition's time in the same round. Plain vLLM is there twice, in processes of its own each: their ratio to
-each other is the noise, that of two processes included; in turns Trimtab is there twice as well, and every pair of processes
+The engines are resident, each in processes of its own. What is held against a bar runs side by side, in turns of a tenth of a
+second (tests/bench/turns.py); elsewhere a round runs every condition once, one by one, in an order that rotates. A ratio is
+plain vLLM's time over a condition's time in the same round. Plain vLLM is there twice, in processes of its own each: their ratio
+to each other is the noise, that of two processes included; in turns Trimtab is there twice as well, and every pair of processes
 meets. Steered replies whose proof does not hold end the run. Rounds are kept in one JSON file: a run adds what is missing, so
 that it can be cut into pieces; a cell keeps to one version of the code and to one machine, and is measured anew with `--fresh`.
 """

@@ -28,7 +28,7 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   and a transformers loop over a static batch with forward hooks. One works at a time (`others' CPU` is what the rest uses
   meanwhile).
 - **In turns** (`turns-16`, `turns-64`, which are held against the bars): the runs of a group are begun together, and each
-  engine's processes are stopped while another has its half second. A run takes seconds, and from one run to the next this
+  engine's processes are stopped while another has its tenth of a second. A run takes seconds, and from one run to the next this
   machine differs by a tenth; from one turn to the next, by little. Two processes of one program differ by a percent or two for
   as long as they live, so Trimtab is there twice as well: in four rounds each process of plain vLLM meets each of Trimtab's,
   and of several plans each runs on both.
