@@ -207,9 +207,30 @@ def sampling(cell: Cell, extras: list[Any]) -> list[Any]:
     ]
 
 
-def _vllm(name: str) -> Any:
-    steers = name.startswith("trimtab")
+def _alone() -> None:
+    """Give vLLM's worker the core that it is bound to: its engine core polls without end, and wherever it likes."""
+    workers: list[int] = []
+    others: list[int] = []
+    for pid in (os.getpid(), *descendants(os.getpid())):
+        (workers if name(pid).startswith("VLLM::Worker") else others).append(pid)
+    free = os.sched_getaffinity(0).difference(*(os.sched_getaffinity(pid) for pid in workers))
+    for pid in others if free else ():
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), free)
+
+
+def _vllm(engine: str) -> Any:
+    steers = engine.startswith("trimtab")
     llm = vllm(steers=steers)
+    _alone()
+    run_engine = llm._run_engine
+
+    def _run_engine(*args: Any, **kwargs: Any) -> Any:
+        llm.wake_up(tags=["scheduling"])
+        return run_engine(*args, **kwargs)
+
+    # All requests of a run are in its first step: one that the engine takes before the others are there costs a step more.
+    llm._run_engine = _run_engine
 
     def run(ask: Ask) -> Took:
         condition, cell = CONDITIONS[ask.condition], ask.cell
@@ -221,6 +242,7 @@ def _vllm(name: str) -> Any:
             extras = [_lens(condition.edit, ask.which(i)) for i in range(cell.n)]
         params = sampling(cell, extras)
         asked: Any = [{"prompt_token_ids": ids} for ids in ask.prompts]
+        llm.sleep(level=0)
         clocks = _Clocks()
         outputs = llm.generate(asked, params, use_tqdm=False)
         seconds, worker, total = clocks.read()
