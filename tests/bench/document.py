@@ -41,6 +41,8 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   runs 30 hooked layers.
 - A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
   so that nothing comes out of the prefix cache. Greedy, the end of text ignored: each request makes exactly its number of tokens.
+  All requests of a run are in its first step, and whatever is not vLLM's worker keeps off the worker's core (since `turns-16` of
+  `e3fe6b5`; what is of an earlier commit has neither).
 - **Wall ratio**: the mean of the two plain runs of a round over the condition's run in the same round; above 1 is faster than
   plain vLLM. **Worker CPU ratio**: the same of the CPU seconds of the process that runs the model, from the kernel's own account:
   waiting does not count, so another process on the machine disturbs it less. Medians over the rounds, smallest and largest in
