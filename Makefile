@@ -142,7 +142,7 @@ serve: $(READY) ## serve the embedded model; BUNDLE=FILE adds a bundle
 reproduce: $(READY) ## the paper's claim on the embedded model, and docs/reproduction.md; hours, resumable (ARGS="--latents 24": fewer)
 	$(BIN)/python -m docs.reproduction --write $(ARGS)
 
-bench: $(READY) ## what steering costs, beside plain vLLM, vllm-lens and a transformers loop; half an hour, resumable (ARGS=--quick: minutes)
+bench: $(READY) ## what steering costs, beside plain vLLM, vllm-lens and a transformers loop; long, resumable (ARGS=--quick: minutes)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-attribution: $(READY) ## what attribution costs, beside the naive sum and a plain forward; writes docs/benchmarks-attribution.md

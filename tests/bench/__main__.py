@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from tests.bench.admission import plan_milliseconds, upload_seconds
-from tests.bench.conditions import ALONE, BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned, turned
+from tests.bench.conditions import ALONE, BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned, pairings, turned
 from tests.bench.document import document
 from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, start
 from tests.bench.report import tables
@@ -140,10 +140,9 @@ def _measure_in_turns(
     """Add what is missing of the rounds, a group at a time: one entry each."""
     if len(rounds) < cell.n_entries:
         for group in cell.groups:
-            for k in range(4):
-                for condition, engine in assigned(group, k).items():
-                    if engine in engines:
-                        engines[engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000 + k))
+            for condition, engine in sorted(pairings(group)):
+                if engine in engines:
+                    engines[engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
     while len(rounds) < cell.n_entries and time.monotonic() < deadline:
         k, g = divmod(len(rounds), len(cell.groups))
         chosen = {
@@ -167,7 +166,7 @@ def _entry(took: Took, others_cpu: float) -> dict[str, Any]:
 def _needed(cell: Cell, allowed: list[str]) -> tuple[str, ...]:
     """The engines that a cell runs on."""
     of = {CONDITIONS[condition].engine for condition in cell.conditions}
-    of |= {engine for group in cell.groups for k in range(4) for engine in assigned(group, k).values()}
+    of |= {engine for group in cell.groups for _, engine in pairings(group)}
     return tuple(name for name in ENGINES if name in of and name in allowed)
 
 

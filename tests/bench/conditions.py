@@ -97,6 +97,11 @@ def assigned(group: tuple[str, ...], round_: int) -> dict[str, str]:
     return dict(zip(group, engines, strict=True))
 
 
+def pairings(group: tuple[str, ...]) -> set[tuple[str, str]]:
+    """Each condition with each engine that it runs on in some round."""
+    return {pair for round_ in range(4) for pair in assigned(group, round_).items()}
+
+
 def _in_turns(n: int, n_prompt: int, n_tokens: int, rounds: int, *groups: tuple[str, ...], beside: int = 0) -> Cell:
     named = tuple(dict.fromkeys(name for group in groups for name in group))
     return Cell(n, n_prompt, n_tokens, rounds, named, beside, groups)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from multiprocessing.connection import Connection
@@ -207,22 +207,24 @@ def sampling(cell: Cell, extras: list[Any]) -> list[Any]:
     ]
 
 
-def _alone() -> None:
-    """Give vLLM's worker the core that it is bound to: its engine core polls without end, and wherever it likes."""
-    workers: list[int] = []
-    others: list[int] = []
-    for pid in (os.getpid(), *descendants(os.getpid())):
-        (workers if name(pid).startswith("VLLM::Worker") else others).append(pid)
-    free = os.sched_getaffinity(0).difference(*(os.sched_getaffinity(pid) for pid in workers))
-    for pid in others if free else ():
+def _free_worker_core() -> None:
+    """Leave vLLM's worker the core that it is bound to: its engine core polls without end, and wherever it likes."""
+    pids = (os.getpid(), *descendants(os.getpid()))
+    workers = _workers(pids)
+    free = os.sched_getaffinity(0).difference(*map(os.sched_getaffinity, workers))
+    for pid in set(pids).difference(workers) if free else ():
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), free)
 
 
-def _vllm(engine: str) -> Any:
-    steers = engine.startswith("trimtab")
+def _workers(pids: Iterable[int]) -> list[int]:
+    return [pid for pid in pids if name(pid).startswith("VLLM::Worker")]
+
+
+def _vllm(name: str) -> Any:
+    steers = name.startswith("trimtab")
     llm = vllm(steers=steers)
-    _alone()
+    _free_worker_core()
     run_engine = llm._run_engine
 
     def _run_engine(*args: Any, **kwargs: Any) -> Any:
@@ -334,8 +336,9 @@ class _Clocks:
 
     def __init__(self) -> None:
         self._pids = (os.getpid(), *descendants(os.getpid()))
-        workers = [pid for pid in self._pids if name(pid).startswith("VLLM::Worker")]
-        self._workers = workers or [pid for pid in self._pids if name(pid).startswith("VLLM::")] or [os.getpid()]
+        self._workers = (
+            _workers(self._pids) or [pid for pid in self._pids if name(pid).startswith("VLLM::")] or [os.getpid()]
+        )
         self._before = self._read()
         self.start = time.perf_counter()
 
