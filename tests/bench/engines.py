@@ -146,15 +146,12 @@ def start(name: str) -> Iterator[Engine]:
     try:
         yield engine
     finally:
-        family = descendants(process.pid or 0)
-        ours.close()
-        process.join(60)
-        if process.is_alive():
-            process.terminate()
-            process.join()
-        for pid in family:  # vLLM's own processes outlive one that was terminated, and poll for ever
+        # Killed: asked to end, vLLM's processes take minutes, and a worker outlives one that was terminated, polling for ever.
+        for pid in (*descendants(process.pid or 0), process.pid or 0):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        process.join()
+        ours.close()
 
 
 def _serve(connection: "Connection[Any, Any]", name: str) -> None:
@@ -207,14 +204,18 @@ def sampling(cell: Cell, extras: list[Any]) -> list[Any]:
     ]
 
 
-def _free_worker_core() -> None:
-    """Leave vLLM's worker the core that it is bound to: its engine core polls without end, and wherever it likes."""
+def _part_cores() -> None:
+    """Give vLLM's worker a core of its own, and the rest to the others, who poll without end.
+
+    vLLM means to bind its worker, by GOMP_CPU_AFFINITY, but libgomp does not bind a lone thread: it shares a core with whoever
+    polls, and moves from one to the other.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
     pids = (os.getpid(), *descendants(os.getpid()))
     workers = _workers(pids)
-    free = os.sched_getaffinity(0).difference(*map(os.sched_getaffinity, workers))
-    for pid in set(pids).difference(workers) if free else ():
+    for pid in pids if len(allowed) > 1 and len(workers) == 1 else ():
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), free)
+            os.sched_setaffinity(int(thread.name), allowed[:1] if pid in workers else allowed[1:])
 
 
 def _workers(pids: Iterable[int]) -> list[int]:
@@ -224,7 +225,7 @@ def _workers(pids: Iterable[int]) -> list[int]:
 def _vllm(name: str) -> Any:
     steers = name.startswith("trimtab")
     llm = vllm(steers=steers)
-    _free_worker_core()
+    _part_cores()
     run_engine = llm._run_engine
 
     def _run_engine(*args: Any, **kwargs: Any) -> Any:

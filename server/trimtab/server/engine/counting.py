@@ -99,7 +99,7 @@ class Group(NamedTuple):
         told = [ratio_N for ratio_N in ratios if ratio_N is not None]
         if len(told) < len(ratios):
             return next(layer for layer, ratio_N in zip(self.layers, ratios, strict=True) if ratio_N is None)
-        ratio_LN = np.stack(told)
+        ratio_LN = np.stack(told) if len(told) > 1 else told[0][None]
         if (ratio_LN < 0).any():
             return self.layers[int((ratio_LN < 0).any(axis=1).argmax())]
         flags_LN = None

@@ -133,6 +133,8 @@ class EditState:
         self._blocks: Sequence[Block | None] = ()
         """Of this step's groups, if it is a steady one."""
         self._active = False
+        self._at_rest = False
+        """The last step prepared nothing and left no hook."""
         self.layout = _Layout()
         """Of the last step that edited something."""
         self._onward = Onward(tables.device) if path is None else path.onward
@@ -154,6 +156,11 @@ class EditState:
     def n_gates(self) -> int:
         """Gates that stay open, of steered requests in flight."""
         return self._onward.n_taken
+
+    @property
+    def rests(self) -> bool:
+        """Whether `prepare` has nothing to do: no request is steered or probed, and neither was one in the last step."""
+        return self._at_rest and not self._requests and not self.probes.running
 
     def arrive(self, request_id: str, wire: Any, n_prompt: int) -> None:
         """A request with a plan is scheduled for the first time in this worker."""
@@ -210,6 +217,7 @@ class EditState:
             self.hooks.everywhere()
 
     def _nothing(self) -> None:
+        self._at_rest = False
         self._reset()
         self.probes.step = {}
         if self.path is not None:
@@ -235,6 +243,8 @@ class EditState:
 
         The last `drafts[i]` of them are guesses of speculative decoding: edited like the others, counted if they are accepted.
         """
+        if self.rests:
+            return
         if self._requests:
             self._reset()
         else:
@@ -253,6 +263,7 @@ class EditState:
         if self.hooks is not None:
             edited = self.layout.pieces.keys() if self._active else frozenset[int]()
             self.hooks.only(edited | self.probes.step.keys())
+        self._at_rest = not self._step and not self.probes.step
 
     def _prepare(
         self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int], drafts: Mapping[str, int]

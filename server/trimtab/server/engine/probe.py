@@ -73,16 +73,17 @@ class Probes:
     def __init__(self, tables: Tables, layers: Iterable[int]) -> None:
         self._tables = tables
         self._layers = frozenset(layers)
-        self._running: dict[str, _Probe] = {}
+        self.running: dict[str, _Probe] = {}
+        """By request."""
         self._kept: OrderedDict[str, _Probe] = OrderedDict()
         self.step: dict[int, list[_Span]] = {}
         """By layer, what to read in this forward."""
 
     def arrive(self, request_id: str, text: str, n_prompt: int) -> None:
         """A request with a probe is scheduled for the first time, or again after a preemption."""
-        if request_id in self._running:
+        if request_id in self.running:
             return
-        probe = self._running[request_id] = _Probe(text, n_prompt)
+        probe = self.running[request_id] = _Probe(text, n_prompt)
         if probe.layer not in self._layers:
             probe.failure = f"layer {probe.layer} is not hooked in this worker"
         if probe.bundle not in self._tables.bundles:
@@ -94,14 +95,14 @@ class Probes:
     def finish(self, request_ids: Iterable[str]) -> None:
         """Requests have ended; a reading stays until it is taken."""
         for request_id in request_ids:
-            self._running.pop(request_id, None)
+            self.running.pop(request_id, None)
 
     def prepare(self, request_ids: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> None:
         """Before a forward, as `EditState.prepare`."""
         self.step = {}
         row = 0
         for request_id, first, n in zip(request_ids, starts, lengths, strict=True):
-            probe = self._running.get(request_id)
+            probe = self.running.get(request_id)
             if probe is not None and probe.failure is None and (last := min(first + n, probe.n_prompt)) > first:
                 span = _Span(probe, row, row + last - first, first)
                 self.step.setdefault(probe.layer, []).append(span)

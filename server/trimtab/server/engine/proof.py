@@ -231,24 +231,28 @@ def patch_scheduler() -> None:
     original = Scheduler.update_from_output
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        by_rank: list[Reports] = getattr(model_runner_output, KEY, None) or []
-        requests = {r: self.requests.get(r) for reports in by_rank for r in reports}
-        # A stop string is found in the front end, after the fact, and a failure should not wait for the end of a stream: such
-        # a request carries its proof on every output.
-        watched = {r for r, request in requests.items() if request and request.sampling_params.stop}
-        watched.update(r for reports in by_rank for r in reports.failed)
+        by_rank: list[Reports] | None = getattr(model_runner_output, KEY, None)
+        if not by_rank:
+            return original(self, scheduler_output, model_runner_output)
+        requests = self.requests.copy()  # those that end are not there any more afterwards
+        failed = {r for reports in by_rank for r in reports.failed}
         result = original(self, scheduler_output, model_runner_output)
-        if requests:
-            parallel = self.parallel_config
-            for batch in result.values():
-                for output in batch.outputs:
-                    request = requests.get(output.request_id)
-                    if request and (output.finish_reason is not None or output.request_id in watched):
-                        n_ranks, n_tensor = parallel.world_size, parallel.tensor_parallel_size
-                        report = assembled(by_rank, output.request_id, n_ranks, n_tensor)
-                        # The last token is never run, and what was sampled beyond the end is no longer the request's.
-                        proof = settled(report, request.num_tokens - 1)
-                        output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: proof}
+        parallel = self.parallel_config
+        for batch in result.values():
+            for output in batch.outputs:
+                request = requests.get(output.request_id)
+                # A stop string is found in the front end, after the fact, and a failure should not wait for the end of a
+                # stream: such a request carries its proof on every output.
+                if request is None or not (
+                    output.finish_reason is not None or request.sampling_params.stop or output.request_id in failed
+                ):
+                    continue
+                if any(output.request_id in reports for reports in by_rank):
+                    n_ranks, n_tensor = parallel.world_size, parallel.tensor_parallel_size
+                    report = assembled(by_rank, output.request_id, n_ranks, n_tensor)
+                    # The last token is never run, and what was sampled beyond the end is no longer the request's.
+                    proof = settled(report, request.num_tokens - 1)
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: proof}
         return result
 
     Scheduler.update_from_output = update_from_output  # type: ignore[method-assign]

@@ -33,16 +33,19 @@ def install(runner: Any, state: EditState) -> None:
     on_host = runner.device.type == "cpu"
 
     def _update_states(scheduler_output: Any) -> Any:
-        state.finish(scheduler_output.finished_req_ids)
-        arrivals(scheduler_output, state)
+        if scheduler_output.finished_req_ids:
+            state.finish(scheduler_output.finished_req_ids)
+        if scheduler_output.scheduled_new_reqs:
+            arrivals(scheduler_output, state)
         return update_states(scheduler_output)
 
     def _prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
-        batch = runner.input_batch
-        n = batch.num_reqs
-        starts = batch.num_computed_tokens_cpu[:n].tolist()
-        drafts = {r: len(ids) for r, ids in scheduler_output.scheduled_spec_decode_tokens.items()}
-        state.prepare(batch.req_ids[:n], starts, num_scheduled_tokens.tolist(), drafts)
+        if not state.rests:
+            batch = runner.input_batch
+            n = batch.num_reqs
+            starts = batch.num_computed_tokens_cpu[:n].tolist()
+            drafts = {r: len(ids) for r, ids in scheduler_output.scheduled_spec_decode_tokens.items()}
+            state.prepare(batch.req_ids[:n], starts, num_scheduled_tokens.tolist(), drafts)
         return prepare_inputs(scheduler_output, num_scheduled_tokens)
 
     def _sample_tokens(grammar_output: Any) -> Any:

@@ -48,7 +48,7 @@ def install(runner: Any, state: EditState) -> None:
         batch, uniform = gather(scheduler_output, dummy_run)
         if batch is None:
             state.idle()
-        else:
+        elif not state.rests:
             starts = runner.req_states.num_computed_tokens_np[batch.idx_mapping_np]
             drafts = {r: len(ids) for r, ids in scheduler_output.scheduled_spec_decode_tokens.items()}
             state.prepare(batch.req_ids, starts.tolist(), batch.num_scheduled_tokens.tolist(), drafts)

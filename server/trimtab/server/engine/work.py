@@ -36,6 +36,7 @@ LONG_ROWS = 16
 """A slot with more rows than this is worth GEMMs of its own."""
 FEW = 1 << 17
 """Numbers of a layer's stream that are kept until the forward is over."""
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class Norms(NamedTuple):
@@ -51,9 +52,13 @@ class Norms(NamedTuple):
     @staticmethod
     def ratios(layers: Sequence["Norms"]) -> Tensor:
         """‖Δ‖/‖h‖ of layers that edit the same rows [L, N]."""
-        stream = torch.stack([norms.stream for norms in layers])
+        stream = _stacked([norms.stream for norms in layers])
         stream_LN = vector_norm(stream, dim=-1) if stream.dim() == 3 else stream
-        return torch.stack([norms.delta_N for norms in layers]) / stream_LN.clamp_min(torch.finfo(torch.float32).tiny)
+        return _stacked([norms.delta_N for norms in layers]) / stream_LN.clamp_min(_TINY)
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(tuple(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
 class Piece(NamedTuple):
