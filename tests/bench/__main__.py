@@ -2,10 +2,11 @@
 
 The engines are resident, each in processes of its own. What is held against a bar runs side by side, in turns of a tenth of a
 second (tests/bench/turns.py); elsewhere a round runs every condition once, one by one, in an order that rotates. A ratio is
-plain vLLM's time over a condition's time in the same round. Plain vLLM is there twice, in processes of its own each: their ratio
-to each other is the noise, that of two processes included; in turns Trimtab is there twice as well, and every pair of processes
-meets. Steered replies whose proof does not hold end the run. Rounds are kept in one JSON file: a run adds what is missing, so
-that it can be cut into pieces; a cell keeps to one version of the code and to one machine, and is measured anew with `--fresh`.
+plain vLLM's time over a condition's time in the same round. Plain vLLM is there twice, in processes of its own each: their
+ratio to each other is the noise, that of two processes included; in turns Trimtab is there twice as well, and every pair of
+processes meets; and the engines of turns are started anew for every four rounds. Steered replies whose proof does not hold end
+the run. Rounds are kept in one JSON file: a run adds what is missing, so that it can be cut into pieces; a cell keeps to one
+version of the code and to one machine, and is measured anew with `--fresh`.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from rich.console import Console
 from tests.bench.admission import plan_milliseconds, upload_seconds
 from tests.bench.conditions import ALONE, BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned, pairings, turned
 from tests.bench.document import document
-from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, start
+from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, aside, start
 from tests.bench.report import tables
 from tests.bench.step import step_milliseconds
 from tests.bench.turns import run_in_turns
@@ -36,6 +37,8 @@ from tests.bench.within import within_seconds
 OUT = Path("docs/benchmarks.json")
 DOCUMENT = Path("docs/benchmarks.md")
 LENS_VERSION = "1.3.0"
+ROUNDS_OF_A_START = 4
+"""In turns: two processes of one program differ by up to half a percent for as long as they live."""
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -77,21 +80,30 @@ def main() -> int:
     if "vllm-lens" in args.engines:
         _fetch_lens()
     cells = {name: CELLS[name] for name in chosen if name in CELLS}
-    for needed in dict.fromkeys(_needed(cell, args.engines) for cell in cells.values()):
+    for name, cell in cells.items():
+        wanted = [c for c in args.conditions or cell.conditions if CONDITIONS[c].engine in args.engines]
+        cells[name] = cell._replace(conditions=tuple(wanted), rounds=args.rounds or cell.rounds)
+        kept = results["cells"].setdefault(name, {"settings": {}, "rounds": []})
+        kept["settings"] = cells[name]._asdict()
+    while time.monotonic() < deadline:
+        left = {
+            name: _needed(cell, args.engines, len(done) // max(1, len(cell.groups)))
+            for name, cell in cells.items()
+            if len(done := results["cells"][name]["rounds"]) < cell.n_entries
+        }
+        if not left:
+            break
         with ExitStack() as stack:
+            needed = next(iter(left.values()))
             engines = {name: stack.enter_context(start(name)) for name in needed}
             for engine in engines.values():
                 engine.answer()
+            stack.enter_context(aside())
             results["same_edit"] |= _same_edit(engines)
-            for name, cell in cells.items():
-                if _needed(cell, args.engines) != needed:
-                    continue
-                there = [c for c in args.conditions or cell.conditions if CONDITIONS[c].engine in engines]
-                cell = cell._replace(conditions=tuple(there), rounds=args.rounds or cell.rounds)
-                kept = results["cells"].setdefault(name, {"settings": {}, "rounds": []})
-                kept["settings"] = cell._asdict()
-                measure = _measure_in_turns if cell.groups else _measure
-                measure(name, cell, engines, kept["rounds"], deadline, lambda: _write(args.out, results))
+            for name in (name for name in left if left[name] == needed):
+                measure = _measure_in_turns if cells[name].groups else _measure
+                rounds = results["cells"][name]["rounds"]
+                measure(name, cells[name], engines, rounds, deadline, lambda: _write(args.out, results))
     measures: dict[str, Callable[[], Any]] = {
         "within": within_seconds,
         "step": step_milliseconds,
@@ -115,7 +127,8 @@ def _measure(name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any
     """Add rounds until there are enough."""
     if len(rounds) < cell.rounds:
         for condition in cell.conditions:  # warms caches and allocators; the plans' slots too
-            engines[CONDITIONS[condition].engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
+            if CONDITIONS[condition].engine in engines:
+                engines[CONDITIONS[condition].engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
     while len(rounds) < cell.rounds and time.monotonic() < deadline:
         k = len(rounds)
         forward = turned(cell.conditions, k)
@@ -137,13 +150,14 @@ def _measure(name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any
 def _measure_in_turns(
     name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any], deadline: float, save: Any
 ) -> None:
-    """Add what is missing of the rounds, a group at a time: one entry each."""
-    if len(rounds) < cell.n_entries:
-        for group in cell.groups:
-            for condition, engine in sorted(pairings(group)):
-                if engine in engines:
-                    engines[engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
-    while len(rounds) < cell.n_entries and time.monotonic() < deadline:
+    """Add what is missing of the rounds, a group at a time, one entry each: as many as these engines are for."""
+    for group in cell.groups:
+        for condition, engine in sorted(pairings(group)):
+            if engine in engines:
+                engines[engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
+    a_start = ROUNDS_OF_A_START * len(cell.groups)
+    stop = min(cell.n_entries, (len(rounds) // a_start + 1) * a_start)
+    while len(rounds) < stop and time.monotonic() < deadline:
         k, g = divmod(len(rounds), len(cell.groups))
         chosen = {
             condition: engines[engine]
@@ -151,7 +165,7 @@ def _measure_in_turns(
             if condition in cell.conditions and engine in engines and (k < cell.beside or condition not in BESIDE)
         }
         order = turned(tuple(chosen), k)
-        took = run_in_turns([(chosen[condition], Ask(cell, condition, k)) for condition in order])
+        took = run_in_turns([(chosen[condition], Ask(cell, condition, k)) for condition in order], engines.values())
         rounds.append({condition: _entry(of, 0.0) for condition, of in zip(order, took, strict=True)})
         save()
         told = ", ".join(f"{condition} {of.seconds:.2f} s" for condition, of in zip(order, took, strict=True))
@@ -163,10 +177,11 @@ def _entry(took: Took, others_cpu: float) -> dict[str, Any]:
     return {field: value for field, value in took._asdict().items() if field != "tokens"} | {"others_cpu": others_cpu}
 
 
-def _needed(cell: Cell, allowed: list[str]) -> tuple[str, ...]:
-    """The engines that a cell runs on."""
-    of = {CONDITIONS[condition].engine for condition in cell.conditions}
-    of |= {engine for group in cell.groups for _, engine in pairings(group)}
+def _needed(cell: Cell, allowed: list[str], k: int) -> tuple[str, ...]:
+    """The engines that a cell runs on from round k on."""
+    conditions = {name for name in cell.conditions if k < cell.beside or name not in BESIDE}
+    of = {CONDITIONS[condition].engine for condition in conditions}
+    of |= {engine for group in cell.groups for condition, engine in pairings(group) if condition in conditions}
     return tuple(name for name in ENGINES if name in of and name in allowed)
 
 

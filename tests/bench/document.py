@@ -29,9 +29,9 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   meanwhile).
 - **In turns** (`turns-16`, `turns-64`, which are held against the bars): the runs of a group are begun together, and each
   engine's processes are stopped while another has its tenth of a second. A run takes seconds, and from one run to the next this
-  machine differs by a tenth; from one turn to the next, by little. Two processes of one program differ by a percent or two for
-  as long as they live, so Trimtab is there twice as well: in four rounds each process of plain vLLM meets each of Trimtab's,
-  and of several plans each runs on both.
+  machine differs by a tenth; from one turn to the next, by little. Two processes of one program differ by up to half a percent
+  for as long as they live, so Trimtab is there twice as well: in four rounds each process of plain vLLM meets each of Trimtab's,
+  and of several plans each runs on both. Then all engines are started anew.
   Elsewhere the runs of a round follow each other, and ratios of a few rounds say no more than the two plain runs do.
 - **Within one process** (`within`): a bar is not about what two processes differ by. One engine of ours, one process and one
   thread for all of it, lets the plugin step aside for four steps and work for four: the runner's own methods and no hooks,
@@ -41,8 +41,9 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   runs 30 hooked layers.
 - A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
   so that nothing comes out of the prefix cache. Greedy, the end of text ignored: each request makes exactly its number of tokens.
-  All requests of a run are in its first step, and whatever is not vLLM's worker keeps off the worker's core (since `turns-16` of
-  `e3fe6b5`; what is of an earlier commit has neither).
+  All requests of a run are in its first step. vLLM's worker has a core of its own, and everybody else keeps off it: libgomp does
+  not bind a lone thread, so that else the worker shares a core with whoever polls. (What is of a commit before `b860c3f` has
+  neither, and two plain engines differed by twice as much from round to round.)
 - **Wall ratio**: the mean of the two plain runs of a round over the condition's run in the same round; above 1 is faster than
   plain vLLM. **Worker CPU ratio**: the same of the CPU seconds of the process that runs the model, from the kernel's own account:
   waiting does not count, so another process on the machine disturbs it less. Medians over the rounds, smallest and largest in

@@ -34,7 +34,7 @@ from trimtab.attribution.embedded import model_path
 from trimtab.server.engine import proof
 from trimtab.server.engine.proof import KEY
 
-__all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "cpu_seconds", "sampling", "start", "vllm"]
+__all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "aside", "cpu_seconds", "sampling", "start", "vllm"]
 
 ENGINES = ("plain", "plain again", "trimtab", "trimtab again", "vllm-lens", "transformers")
 LENS_FOLDER = Path("build/bench/lens")
@@ -210,12 +210,23 @@ def _part_cores() -> None:
     vLLM means to bind its worker, by GOMP_CPU_AFFINITY, but libgomp does not bind a lone thread: it shares a core with whoever
     polls, and moves from one to the other.
     """
-    allowed = sorted(os.sched_getaffinity(0))
+    first, *others = sorted(os.sched_getaffinity(0))
     pids = (os.getpid(), *descendants(os.getpid()))
     workers = _workers(pids)
-    for pid in pids if len(allowed) > 1 and len(workers) == 1 else ():
+    for pid in pids if others and len(workers) == 1 else ():
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), allowed[:1] if pid in workers else allowed[1:])
+            os.sched_setaffinity(int(thread.name), [first] if pid in workers else others)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Meanwhile this process keeps off the core that the engines' workers have."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[1:] or allowed)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _workers(pids: Iterable[int]) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.bundles import random_bundle
-from trimtab.server.engine import op
+from trimtab.server.engine import op, probe
 from trimtab.server.engine.edit_state import EditState
 from trimtab.server.engine.kinds import Kind
 from trimtab.server.engine.layers import HookPoint
@@ -122,3 +122,25 @@ def test_where_python_runs_only_the_layers_of_a_step_have_hooks(state: EditState
     torch.testing.assert_close(model(x) - edited, torch.tensor([0.0, 0, -1, -1, -1]).unsqueeze(1) * CHANGE)
     state.idle()
     assert hooked() == [True, True]
+
+
+def test_a_worker_rests_only_when_a_step_has_cleared_what_was(state: EditState) -> None:
+    def prepared(*request_ids: str) -> bool:
+        state.prepare(request_ids, [0] * len(request_ids), [3] * len(request_ids))
+        state.collect()
+        return state.rests
+
+    assert not state.rests  # its hooks are everywhere yet
+    assert prepared("other")
+    state.arrive("r", PLAN.wire(), 3)
+    assert not state.rests
+    assert not prepared("other", "r")
+    state.finish(["r"])
+    assert not state.rests  # the layers still have the last step's work
+    assert prepared("other")
+    state.probes.arrive("probed", probe.wire("none", 1, 4)[1], 3)
+    assert not state.rests
+    state.finish(["probed"])
+    assert prepared("other")
+    state.idle()
+    assert not state.rests
