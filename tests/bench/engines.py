@@ -36,7 +36,7 @@ from trimtab.server.engine.proof import KEY
 
 __all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "aside", "cpu_seconds", "sampling", "start", "vllm"]
 
-ENGINES = ("plain", "plain again", "trimtab", "trimtab again", "vllm-lens", "transformers")
+ENGINES = ("plain", "trimtab", "plain again", "trimtab again", "vllm-lens", "transformers")
 LENS_FOLDER = Path("build/bench/lens")
 PLUGINS = {"plain": "", "plain again": "", "trimtab": "trimtab", "trimtab again": "trimtab", "vllm-lens": "activations"}
 
