@@ -26,6 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from tests.bench.admission import plan_milliseconds, upload_seconds
+from tests.bench.calls import step_calls
 from tests.bench.conditions import ALONE, BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned, pairings, turned
 from tests.bench.document import document
 from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, aside, start
@@ -109,6 +110,7 @@ def main() -> int:
                 measure(name, cells[name], engines, rounds[name], deadline, lambda: _write(args.out, results))
     measures: dict[str, Callable[[], Any]] = {
         "within": within_seconds,
+        "calls": step_calls,
         "step": step_milliseconds,
         "admission": lambda: plan_milliseconds(("add", "clamp8", "gated", "add30")),
         "upload": lambda: upload_seconds(lambda line: console.print(line, style="dim")),
@@ -237,7 +239,9 @@ def _machine() -> dict[str, Any]:
 
 def _code() -> list[str]:
     """What is measured, and by what; not how it is told."""
-    by = (f"tests/bench/{name}.py" for name in ("engines", "conditions", "turns", "within", "step", "admission"))
+    by = (
+        f"tests/bench/{name}.py" for name in ("engines", "conditions", "turns", "within", "calls", "step", "admission")
+    )
     measured = ("server", "attribution/trimtab/attribution/edit.py", *by)
     changed = _git("status", "--porcelain", "--", *measured)
     return [_git("rev-parse", "--short", f"HEAD:{path}") for path in measured] + (["changed"] if changed else [])

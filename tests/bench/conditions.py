@@ -124,7 +124,7 @@ CELLS = {
     "prefill-1": Cell(1, 512, 2, 5, (*OURS, *BESIDE), 2),
     "prefill-64": Cell(64, 16, 2, 3, (*OURS, *BESIDE), 1),
 }
-ALONE = ("within", "step", "admission", "upload")
+ALONE = ("within", "calls", "step", "admission", "upload")
 """What is measured once, without the engines of the cells."""
 CHECK = Cell(4, 16, 12, 1, ())
 """Not timed: the same prompts for every engine."""

@@ -54,6 +54,9 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   all 30 layers. Edits cover all positions. vllm-lens and transformers make the same edits: vllm-lens by its steering vectors, and
   by a hook for `clamp8`, which it has no vector for; transformers by a hook that edits the batch at once, on both cores, where
   vLLM's worker computes on one and leaves the other to its own front end.
+- **Calls** (`calls`): how many functions, Python's and built-in, a decode step calls in such a process, by Python's profiler. No
+  time, but exact: what an idle engine does not call, it does not pay for, and two processes that run the same forward, call by
+  call, still differ in time by what memory each was given.
 - Admission of a plan and what is added to a step are CPU time of the one thread that does it: near what it takes where nobody
   disturbs; other processes still cool its caches.
 - Every steered reply's proof was checked. Random rows: what an edit costs does not depend on what it means.

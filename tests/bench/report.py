@@ -129,6 +129,18 @@ def _latencies(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
             shares = ", ".join(f"{name} {parts[name]:.2f}" for name in ("service", "engine", "worker"))
             lines.append((edit, f"{parts['total']:.2f} ({shares})"))
         found.append(("admission of a new plan, CPU milliseconds, median of 200", lines))
+    if called := results.get("calls"):
+        plain = called["plain"]
+        lines = [
+            (
+                edit,
+                f"{counts['forward'] - plain['forward']:+.0f} in the forward, {counts['step'] - plain['step']:+.0f} in all",
+            )
+            for edit, counts in called.items()
+            if edit != "plain"
+        ]
+        title = "calls of a decode step of 16 beyond plain vLLM's: {forward:.0f} in the forward, {step:.0f} in all"
+        found.append((title.format(**plain), lines))
     for n, by_edit in results.get("step", {}).items():
         lines = [(edit, f"{milliseconds:.3f}") for edit, milliseconds in by_edit.items()]
         found.append((f"added to a decode step of {n}, in the worker, CPU milliseconds, median of 200", lines))

@@ -42,15 +42,18 @@ class Turns:
 
     def __init__(self, llm: Any) -> None:
         self._worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-        runner = self._worker.model_runner
-        self._wrapped = {name: vars(runner)[name] for name in ("_prepare_inputs", "sample_tokens")}
+        self.runner = self._worker.model_runner
+        self._wrapped = {name: vars(self.runner)[name] for name in ("_prepare_inputs", "sample_tokens")}
         self.aside = False
         self.took: list[tuple[bool, float]] = []
         """(whether it had stepped aside, CPU seconds) of each step of the run."""
+
+    def time(self, llm: Any) -> None:
+        """Take turns from now on, and time each step."""
         step = llm.llm_engine.step
 
         def timed() -> Any:
-            self._turn((len(self.took) // TURN) % 2 == 1)
+            self.step_aside((len(self.took) // TURN) % 2 == 1)
             start = time.thread_time()
             outputs = step()
             self.took.append((self.aside, time.thread_time() - start))
@@ -58,16 +61,17 @@ class Turns:
 
         llm.llm_engine.step = timed
 
-    def _turn(self, aside: bool) -> None:
+    def step_aside(self, aside: bool) -> None:
+        """The plugin steps aside, or works again."""
         if aside == self.aside:
             return
         self.aside = aside
-        runner, state = self._worker.model_runner, self._worker.trimtab.state
+        state = self._worker.trimtab.state
         for name, method in self._wrapped.items():
             if aside:
-                delattr(runner, name)
+                delattr(self.runner, name)
             else:
-                setattr(runner, name, method)
+                setattr(self.runner, name, method)
         if aside:
             state.prepare((), (), ())
 
@@ -78,7 +82,7 @@ class Turns:
             part = self.took[start + LEFT_OUT : start + TURN]
             stretches.append((part[0][0], statistics.mean(seconds for _, seconds in part)))
         self.took.clear()
-        self._turn(aside=False)
+        self.step_aside(aside=False)
         return [
             ((before + after) / 2, steered)
             for (_, before), (aside, steered), (_, after) in zip(stretches, stretches[1:], stretches[2:], strict=False)
@@ -91,6 +95,7 @@ def main() -> int:
     cell = CELLS["turns-16"]
     llm = vllm(steers=True)
     turns = Turns(llm)
+    turns.time(llm)
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in EDITS}
     for run in range(N_RUNS):
         for name in turned(list(EDITS), run):
