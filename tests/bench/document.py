@@ -37,8 +37,8 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   thread for all of it, lets the plugin step aside for four steps and work for four: the runner's own methods and no hooks,
   against all that is ours. The first two steps of a turn are left out; two steered ones are held against the plain ones before
   and after, by their CPU time.
-- All serve SmolLM2-135M-Instruct in fp32, the vLLMs with the same flags: eager, 64 sequences, 1024 tokens, statistics on. A step
-  runs 30 hooked layers.
+- All serve SmolLM2-135M-Instruct in fp32, the vLLMs with the same flags: eager, 64 sequences, 1024 tokens, statistics on, and
+  tcmalloc where it is installed, as vLLM's documentation asks on a CPU. A step runs 30 hooked layers.
 - A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
   so that nothing comes out of the prefix cache. Greedy, the end of text ignored: each request makes exactly its number of tokens.
   All requests of a run are in its first step. vLLM's worker has a core of its own, and everybody else keeps off it: libgomp does
@@ -67,7 +67,10 @@ def document(results: dict[str, Any]) -> str:
     """The page."""
     table = {
         "commit": _by(results, lambda by: f"`{by['commit']}`"),
-        "machine": _by(results, lambda by: "{cpu}, {n_cpus} cores; {os}".format(**by["machine"])),
+        "machine": _by(
+            results,
+            lambda by: "{cpu}, {n_cpus} cores; {os}; {malloc}".format(**{"malloc": "glibc's malloc"} | by["machine"]),
+        ),
         "versions": _by(results, lambda by: _versions(by["machine"])),
         "load average at the end": ", ".join(f"{x:.1f}" for x in results.get("load_average", ())),
     }

@@ -4,6 +4,7 @@ A process answers each `Ask` with a `Took`. CPU time is read from the kernel's o
 process that runs the model (vLLM's worker) and of all of the engine's processes together.
 """
 
+import ctypes.util
 import multiprocessing
 import os
 import signal
@@ -34,7 +35,19 @@ from trimtab.attribution.embedded import model_path
 from trimtab.server.engine import proof
 from trimtab.server.engine.proof import KEY
 
-__all__ = ["ENGINES", "LENS_FOLDER", "Ask", "Engine", "Took", "aside", "cpu_seconds", "sampling", "start", "vllm"]
+__all__ = [
+    "ENGINES",
+    "LENS_FOLDER",
+    "Ask",
+    "Engine",
+    "Took",
+    "allocator",
+    "aside",
+    "cpu_seconds",
+    "sampling",
+    "start",
+    "vllm",
+]
 
 ENGINES = ("plain", "trimtab", "plain again", "trimtab again", "vllm-lens", "transformers")
 LENS_FOLDER = Path("build/bench/lens")
@@ -127,6 +140,11 @@ class Engine:
         return answer
 
 
+def allocator() -> str | None:
+    """tcmalloc, which vLLM's documentation has one preload on a CPU (Debian's libtcmalloc-minimal4); None where there is none."""
+    return ctypes.util.find_library("tcmalloc_minimal")
+
+
 @contextmanager
 def start(name: str) -> Iterator[Engine]:
     """An engine that is starting; its first `answer` says that it is ready."""
@@ -135,6 +153,8 @@ def start(name: str) -> Iterator[Engine]:
     before = dict(os.environ)
     if name in PLUGINS:
         os.environ["VLLM_PLUGINS"] = PLUGINS[name]
+    if malloc := allocator():
+        os.environ["LD_PRELOAD"] = os.pathsep.join(filter(None, (malloc, os.environ.get("LD_PRELOAD"))))
     if name == "vllm-lens":
         os.environ["PYTHONPATH"] = os.pathsep.join([str(LENS_FOLDER.resolve()), os.environ.get("PYTHONPATH", "")])
     process = context.Process(target=_serve, args=(theirs, name), name=name)
