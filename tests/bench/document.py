@@ -67,10 +67,7 @@ def document(results: dict[str, Any]) -> str:
     """The page."""
     table = {
         "commit": _by(results, lambda by: f"`{by['commit']}`"),
-        "machine": _by(
-            results,
-            lambda by: "{cpu}, {n_cpus} cores; {os}; {malloc}".format(**{"malloc": "glibc's malloc"} | by["machine"]),
-        ),
+        "machine": _by(results, lambda by: _hardware(by["machine"])),
         "versions": _by(results, lambda by: _versions(by["machine"])),
         "load average at the end": ", ".join(f"{x:.1f}" for x in results.get("load_average", ())),
     }
@@ -90,6 +87,11 @@ def _by(results: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> str:
     for name, by in results["by"].items():
         found.setdefault(told(by), []).append(name)
     return "; ".join(found if len(found) == 1 else (f"{what}: {', '.join(names)}" for what, names in found.items()))
+
+
+def _hardware(machine: dict[str, Any]) -> str:
+    malloc = machine.get("malloc", "glibc's malloc")
+    return "{cpu}, {n_cpus} cores; {os}; ".format(**machine) + malloc
 
 
 def _versions(machine: dict[str, Any]) -> str:
