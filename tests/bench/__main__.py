@@ -169,12 +169,13 @@ def _measure_in_turns(
             for condition, engine in assigned(cell.groups[g], k).items()
             if condition in cell.conditions and engine in engines and (k < cell.beside or condition not in BESIDE)
         }
-        order = turned(tuple(chosen), k)
+        order = turned(tuple(chosen), k) if len(chosen) > 1 else []
         took = run_in_turns([(chosen[condition], Ask(cell, condition, k)) for condition in order], engines.values())
         rounds.append({condition: _entry(of, 0.0) for condition, of in zip(order, took, strict=True)})
         save()
         told = ", ".join(f"{condition} {of.seconds:.2f} s" for condition, of in zip(order, took, strict=True))
-        console.print(f"{name}: round {k + 1} of {cell.rounds}: {told}", style="dim")
+        if told:
+            console.print(f"{name}: round {k + 1} of {cell.rounds}: {told}", style="dim")
 
 
 def _entry(took: Took, others_cpu: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Condition(NamedTuple):
 
     name: str
     engine: str
-    """`plain`, `plain again` (another process of the same), `trimtab`, `vllm-lens` or `transformers`."""
+    """`plain`, `trimtab`, another process of either (`plain again`), `vllm-lens` or `transformers`."""
     edit: str | None
     """None, `add`, `clamp8`, `gated` or `add30`."""
     distinct: int | None = None
@@ -45,6 +45,7 @@ CONDITIONS = {
         Condition("clamp8", "trimtab", "clamp8"),
         Condition("gated", "trimtab", "gated"),
         Condition("add30", "trimtab", "add30"),
+        *(Condition(f"{edit or 'idle'} again", "trimtab again", edit) for edit in (None, "add", "clamp8", "add30")),
         Condition("vllm-lens idle", "vllm-lens", None),
         Condition("vllm-lens add", "vllm-lens", "add"),
         Condition("vllm-lens clamp8", "vllm-lens", "clamp8"),
@@ -109,9 +110,9 @@ def _in_turns(n: int, n_prompt: int, n_tokens: int, rounds: int, *groups: tuple[
 
 CELLS = {
     "turns-16": _in_turns(
-        *(16, 16, 64, 16),
-        ("plain", "plain again"),
-        *(("plain", edit, f"vllm-lens {edit}") for edit in ("idle", "add", "clamp8", "add30")),
+        *(16, 16, 64, 8),
+        *(("plain", edit, "plain again", f"{edit} again") for edit in ("idle", "add", "clamp8", "add30")),
+        *(("plain", f"vllm-lens {edit}") for edit in ("idle", "add", "clamp8", "add30")),
         beside=3,
     ),
     "turns-64": _in_turns(

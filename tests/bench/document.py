@@ -30,8 +30,8 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
 - **In turns** (`turns-16`, `turns-64`, which are held against the bars): the runs of a group are begun together, and each
   engine's processes are stopped while another has its tenth of a second. A run takes seconds, and from one run to the next this
   machine differs by a tenth; from one turn to the next, by little. Two processes of one program differ by up to half a percent
-  for as long as they live, so Trimtab is there twice as well: in four rounds each process of plain vLLM meets each of Trimtab's,
-  and of several plans each runs on both. Then all engines are started anew.
+  for as long as they live, so Trimtab is there twice as well. In `turns-16` both of each run at once, and a round's ratio is of
+  their means; of several plans each runs on both by turns. After four rounds all engines are started anew.
   Elsewhere the runs of a round follow each other, and ratios of a few rounds say no more than the two plain runs do.
 - **Within one process** (`within`): a bar is not about what two processes differ by. One engine of ours, one process and one
   thread for all of it, lets the plugin step aside for four steps and work for four: the runner's own methods and no hooks,
@@ -91,7 +91,7 @@ def _by(results: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> str:
 
 def _hardware(machine: dict[str, Any]) -> str:
     malloc = machine.get("malloc", "glibc's malloc")
-    return "{cpu}, {n_cpus} cores; {os}; ".format(**machine) + malloc
+    return f"{machine['cpu']}, {machine['n_cpus']} cores; {machine['os']}; {malloc}"
 
 
 def _versions(machine: dict[str, Any]) -> str:

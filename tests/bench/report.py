@@ -11,8 +11,8 @@ __all__ = ["flatness", "markdown", "ratios", "spread", "tables"]
 
 
 def ratios(rounds: list[dict[str, Any]], condition: str, figure: str) -> list[float]:
-    """Plain vLLM's figure over the condition's, by round: the mean of both its processes, for either of them the other's; where
-    there is none, that of the same edit with one plan."""
+    """Plain vLLM's figure over the condition's, by round, each the mean of its two processes where both ran; for either process
+    of plain vLLM the other's; where there is none, that of the same edit with one plan."""
     found = []
     for took in rounds:
         if condition not in took:
@@ -26,8 +26,9 @@ def ratios(rounds: list[dict[str, Any]], condition: str, figure: str) -> list[fl
             if first not in took:
                 continue
             base = [took[first][figure]]
-        if base and took[condition][figure]:
-            found.append(statistics.mean(base) / took[condition][figure])
+        mine = [took[name][figure] for name in (condition, f"{condition} again") if name in took]
+        if base and all(mine):
+            found.append(statistics.mean(base) / statistics.mean(mine if condition != "plain" else mine[:1]))
     return found
 
 
@@ -49,7 +50,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
         lines = []
         for condition in CONDITIONS:
             took = [r[condition] for r in rounds if condition in r]
-            if not took:
+            if not took or (condition.endswith(" again") and condition != "plain again"):
                 continue
             n_tokens = settings["n"] * (settings["n_tokens"] + (settings["n_prompt"] if "prefill" in name else 0))
             first = [t["first_token"] for t in took if t["first_token"]]
