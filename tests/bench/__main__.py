@@ -4,7 +4,7 @@ The engines are resident, each in processes of its own. What is held against a b
 second (tests/bench/turns.py); elsewhere a round runs every condition once, one by one, in an order that rotates. A ratio is
 plain vLLM's time over a condition's time in the same round. Plain vLLM is there twice, in processes of its own each: their
 ratio to each other is the noise, that of two processes included; in turns Trimtab is there twice as well, and every pair of
-processes meets; and the engines of turns are started anew for every four rounds. Steered replies whose proof does not hold end
+processes meets; and the engines of turns are started anew for every two rounds. Steered replies whose proof does not hold end
 the run. Rounds are kept in one JSON file: a run adds what is missing, so that it can be cut into pieces; a cell keeps to one
 version of the code and to one machine, and is measured anew with `--fresh`.
 """
@@ -28,8 +28,9 @@ from rich.console import Console
 from tests.bench.admission import plan_milliseconds, upload_seconds
 from tests.bench.calls import step_calls
 from tests.bench.conditions import ALONE, BESIDE, CELLS, CHECK, CONDITIONS, Cell, assigned, pairings, turned
+from tests.bench.cores import aside
 from tests.bench.document import document
-from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, allocator, aside, start
+from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, allocator, start
 from tests.bench.report import tables
 from tests.bench.step import step_milliseconds
 from tests.bench.turns import run_in_turns
@@ -38,9 +39,9 @@ from tests.bench.within import within_seconds
 OUT = Path("docs/benchmarks.json")
 DOCUMENT = Path("docs/benchmarks.md")
 LENS_VERSION = "1.3.0"
-ROUNDS_OF_A_START = 4
-"""In turns: two processes of one program differ by up to half a percent for as long as they live. Another is the first to start,
-and to be given its memory, each time."""
+ROUNDS_OF_A_START = 2
+"""In turns: two processes of one program differ by up to half a percent for as long as they live, which rounds of one start
+cannot tell. Another is the first to start, and to be given its memory, each time."""
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -89,7 +90,7 @@ def main() -> int:
         kept["settings"] = cells[name]._asdict()
     while time.monotonic() < deadline:
         rounds = {name: results["cells"][name]["rounds"] for name in cells}
-        done = {name: len(rounds[name]) // max(1, len(cell.groups)) for name, cell in cells.items()}
+        done = {name: cell.n_rounds(len(rounds[name])) for name, cell in cells.items()}
         left = {
             name: _needed(cell, args.engines, done[name])
             for name, cell in cells.items()
@@ -241,10 +242,8 @@ def _machine() -> dict[str, Any]:
 
 def _code() -> list[str]:
     """What is measured, and by what; not how it is told."""
-    by = (
-        f"tests/bench/{name}.py" for name in ("engines", "conditions", "turns", "within", "calls", "step", "admission")
-    )
-    measured = ("server", "attribution/trimtab/attribution/edit.py", *by)
+    files = ("engines", "cores", "conditions", "turns", "within", "calls", "step", "admission")
+    measured = ("server", "attribution/trimtab/attribution/edit.py", *(f"tests/bench/{name}.py" for name in files))
     changed = _git("status", "--porcelain", "--", *measured)
     return [_git("rev-parse", "--short", f"HEAD:{path}") for path in measured] + (["changed"] if changed else [])
 

@@ -79,6 +79,10 @@ class Cell(NamedTuple):
         """What is kept of all rounds: one entry for each, or for each of its groups."""
         return self.rounds * max(1, len(self.groups))
 
+    def n_rounds(self, n_entries: int) -> int:
+        """How many whole rounds these entries are."""
+        return n_entries // max(1, len(self.groups))
+
 
 def turned(conditions: Sequence[str], k: int) -> list[str]:
     """The same, in an order that each round begins elsewhere."""
@@ -110,7 +114,7 @@ def _in_turns(n: int, n_prompt: int, n_tokens: int, rounds: int, *groups: tuple[
 
 CELLS = {
     "turns-16": _in_turns(
-        *(16, 16, 64, 8),
+        *(16, 16, 64, 16),
         *(("plain", edit, "plain again", f"{edit} again") for edit in ("idle", "add", "clamp8", "add30")),
         *(("plain", f"vllm-lens {edit}") for edit in ("idle", "add", "clamp8", "add30")),
         beside=3,

@@ -31,7 +31,7 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   engine's processes are stopped while another has its tenth of a second. A run takes seconds, and from one run to the next this
   machine differs by a tenth; from one turn to the next, by little. Two processes of one program differ by up to half a percent
   for as long as they live, so Trimtab is there twice as well. In `turns-16` both of each run at once, and a round's ratio is of
-  their means; of several plans each runs on both by turns. After four rounds all engines are started anew.
+  their means; of several plans each runs on both by turns. After two rounds all engines are started anew.
   Elsewhere the runs of a round follow each other, and ratios of a few rounds say no more than the two plain runs do.
 - **Within one process** (`within`): a bar is not about what two processes differ by. One engine of ours, one process and one
   thread for all of it, lets the plugin step aside for four steps and work for four: the runner's own methods and no hooks,
@@ -42,8 +42,7 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
 - A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
   so that nothing comes out of the prefix cache. Greedy, the end of text ignored: each request makes exactly its number of tokens.
   All requests of a run are in its first step. vLLM's worker has a core of its own, and everybody else keeps off it: libgomp does
-  not bind a lone thread, so that else the worker shares a core with whoever polls. (What is of a commit before `b860c3f` has
-  neither, and two plain engines differed by twice as much from round to round.)
+  not bind a lone thread, so that else the worker shares a core with whoever polls.
 - **Wall ratio**: the mean of the two plain runs of a round over the condition's run in the same round; above 1 is faster than
   plain vLLM. **Worker CPU ratio**: the same of the CPU seconds of the process that runs the model, from the kernel's own account:
   waiting does not count, so another process on the machine disturbs it less. Medians over the rounds, smallest and largest in

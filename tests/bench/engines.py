@@ -1,7 +1,6 @@
 """The engines under test, each in a process of its own, resident for the whole run; one works at a time, the others wait.
 
-A process answers each `Ask` with a `Took`. CPU time is read from the kernel's own account (`/proc/PID/task/*/schedstat`), of the
-process that runs the model (vLLM's worker) and of all of the engine's processes together.
+A process answers each `Ask` with a `Took`.
 """
 
 import ctypes.util
@@ -10,14 +9,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests import processes
 from tests.bench.conditions import (
     CONDITIONS,
     D_MODEL,
@@ -30,7 +28,8 @@ from tests.bench.conditions import (
     plan,
     prompts,
 )
-from tests.processes import descendants, name
+from tests.bench.cores import Clocks, cpu_seconds, part_cores
+from tests.processes import descendants
 from trimtab.attribution.embedded import model_path
 from trimtab.server.engine import proof
 from trimtab.server.engine.proof import KEY
@@ -42,8 +41,6 @@ __all__ = [
     "Engine",
     "Took",
     "allocator",
-    "aside",
-    "cpu_seconds",
     "sampling",
     "start",
     "vllm",
@@ -224,39 +221,10 @@ def sampling(cell: Cell, extras: list[Any]) -> list[Any]:
     ]
 
 
-def _part_cores() -> None:
-    """Give vLLM's worker a core of its own, and the rest to the others, who poll without end.
-
-    vLLM means to bind its worker, by GOMP_CPU_AFFINITY, but libgomp does not bind a lone thread: it shares a core with whoever
-    polls, and moves from one to the other.
-    """
-    first, *others = sorted(os.sched_getaffinity(0))
-    pids = (os.getpid(), *descendants(os.getpid()))
-    workers = _workers(pids)
-    for pid in pids if others and len(workers) == 1 else ():
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), [first] if pid in workers else others)
-
-
-@contextmanager
-def aside() -> Iterator[None]:
-    """Meanwhile this process keeps off the core that the engines' workers have."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(allowed)[1:] or allowed)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
-def _workers(pids: Iterable[int]) -> list[int]:
-    return [pid for pid in pids if name(pid).startswith("VLLM::Worker")]
-
-
 def _vllm(name: str) -> Any:
     steers = name.startswith("trimtab")
     llm = vllm(steers=steers)
-    _part_cores()
+    part_cores()
     run_engine = llm._run_engine
 
     def _run_engine(*args: Any, **kwargs: Any) -> Any:
@@ -277,7 +245,7 @@ def _vllm(name: str) -> Any:
         params = sampling(cell, extras)
         asked: Any = [{"prompt_token_ids": ids} for ids in ask.prompts]
         llm.sleep(level=0)
-        clocks = _Clocks()
+        clocks = Clocks()
         outputs = llm.generate(asked, params, use_tqdm=False)
         seconds, worker, total = clocks.read()
         for wanted, output in zip(plans, outputs, strict=True):
@@ -348,7 +316,7 @@ def _transformers() -> Any:
         layers = {None: (), "add30": range(N_LAYERS)}.get(condition.edit, (LAYER,))
         handles = [hook(condition.edit or "", layer, ask) for layer in layers]
         ids = torch.tensor(ask.prompts)
-        clocks = _Clocks()
+        clocks = Clocks()
         cache, first, said = None, None, []
         for _ in range(cell.n_tokens):
             output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -361,29 +329,3 @@ def _transformers() -> Any:
         return Took(seconds, worker, total, first, torch.cat(said, 1).tolist() if ask.strong else None)
 
     return run
-
-
-class _Clocks:
-    """Wall time, and the CPU time of the model's process and of all of this engine's."""
-
-    def __init__(self) -> None:
-        self._pids = (os.getpid(), *descendants(os.getpid()))
-        self._workers = (
-            _workers(self._pids) or [pid for pid in self._pids if name(pid).startswith("VLLM::")] or [os.getpid()]
-        )
-        self._before = self._read()
-        self.start = time.perf_counter()
-
-    def read(self) -> tuple[float, float, float]:
-        """(wall, worker's CPU, all CPU) seconds since the start."""
-        seconds = time.perf_counter() - self.start
-        worker, total = (now - then for now, then in zip(self._read(), self._before, strict=True))
-        return seconds, worker, total
-
-    def _read(self) -> tuple[float, float]:
-        return sum(map(processes.cpu_seconds, self._workers)), sum(map(processes.cpu_seconds, self._pids))
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU seconds that a process and all below it have used so far."""
-    return sum(processes.cpu_seconds(each) for each in (pid, *descendants(pid)))

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.engines import cpu_seconds
+from tests.bench.cores import cpu_seconds
 from tests.parity.cases import edit
 from tests.parity.engine import Engine
 from tests.parity.rows import bundles

@@ -25,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.bench.attribution import judged, machine
-from tests.bench.engines import cpu_seconds
+from tests.bench.cores import cpu_seconds
 from trimtab.attribution.authored import Authored
 from trimtab.attribution.bundle import Bundle
 from trimtab.attribution.embedded import EMBEDDED_MODEL, model_path
