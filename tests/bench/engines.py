@@ -28,7 +28,8 @@ from tests.bench.conditions import (
     plan,
     prompts,
 )
-from tests.bench.cores import Clocks, cpu_seconds, part_cores
+from tests.bench.cores import Clocks, cpu_seconds, models, part_cores
+from tests.bench.pages import can_gather, gather
 from tests.processes import descendants
 from trimtab.attribution.embedded import model_path
 from trimtab.server.engine import proof
@@ -121,6 +122,11 @@ class Engine:
     def _signal(self, number: signal.Signals) -> None:
         for pid in self._family:
             os.kill(pid, number)
+
+    def gather(self) -> None:
+        """Put the memory of the process that runs the model into huge pages, where this process may."""
+        for pid in models(self._family) if can_gather() else ():
+            gather(pid)
 
     def cpu(self) -> float:
         """CPU seconds that the engine's processes have used so far."""
