@@ -4,7 +4,7 @@ The engines are resident, each in processes of its own. What is held against a b
 second (tests/bench/turns.py); elsewhere a round runs every condition once, one by one, in an order that rotates. A ratio is
 plain vLLM's time over a condition's time in the same round. Plain vLLM is there twice, in processes of its own each: their
 ratio to each other is the noise, that of two processes included; in turns Trimtab is there twice as well, and every pair of
-processes meets; and the engines of turns are started anew for every three rounds. Steered replies whose proof does not hold end
+processes meets; and the engines of turns are started anew for every two rounds. Steered replies whose proof does not hold end
 the run. Rounds are kept in one JSON file: a run adds what is missing, so that it can be cut into pieces; a cell keeps to one
 version of the code and to one machine, and is measured anew with `--fresh`.
 """
@@ -40,7 +40,7 @@ from tests.bench.within import within_seconds
 OUT = Path("docs/benchmarks.json")
 DOCUMENT = Path("docs/benchmarks.md")
 LENS_VERSION = "1.3.0"
-ROUNDS_OF_A_START = 3
+ROUNDS_OF_A_START = 2
 """In turns: what two processes of one program differ by for as long as they live, the rounds of one start cannot tell. Another is
 the first to start, and to be given its memory, each time."""
 console = Console(highlight=False, soft_wrap=True)

@@ -31,7 +31,7 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   engine's processes are stopped while another has its tenth of a second. A run takes seconds, and from one run to the next this
   machine differs by a tenth; from one turn to the next, by little. Two processes of one program differ for as long as they live,
   so Trimtab is there twice as well. In `turns-16` both of each run at once, and a round's ratio is of their means; of several
-  plans each runs on both by turns. After three rounds all engines are started anew.
+  plans each runs on both by turns. After two rounds all engines are started anew.
   Elsewhere the runs of a round follow each other, and ratios of a few rounds say no more than the two plain runs do.
 - **Within one process** (`within`): a bar is not about what two processes differ by. One engine of ours, one process and one
   thread for all of it, lets the plugin step aside for four steps and work for four: the runner's own methods and no hooks,
