@@ -48,8 +48,8 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   which made it 2 % slower, whichever it was.
 - **Wall ratio**: the mean of the two plain runs of a round over the condition's run in the same round; above 1 is faster than
   plain vLLM. **Worker CPU ratio**: the same of the CPU seconds of the process that runs the model, from the kernel's own account:
-  waiting does not count, so another process on the machine disturbs it less. Medians over the rounds, smallest and largest in
-  brackets.
+  its polling counts and what others take of the machine does not, so that they disturb it less. Medians over the rounds, smallest
+  and largest in brackets. What was measured and stopped, and what differs between processes: [the log](log.md).
 - `plain` and `plain again` are two processes of one program, each over the other: what they differ by, nothing below resolves.
 - `idle`: plugin on, no request steered. `one add`: all requests share a plan. All others: **every request its own plan**.
   `clamp8`: eight latents read and clamped at one layer; `gated`: an add that applies where another latent fires; `add30`: adds at
