@@ -45,7 +45,7 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
   not bind a lone thread, so that else the worker shares a core with whoever polls.
 - The memory of the process that runs the model is gathered into huge pages before it is timed, where the benchmark may
   (CAP_SYS_NICE, which root has): a step reads all weights, and the first engine to start was given worse pages than the last,
-  which made it 2 % slower, whichever it was.
+  which made it 2.5 % slower, whichever it was.
 - **Wall ratio**: the mean of the two plain runs of a round over the condition's run in the same round; above 1 is faster than
   plain vLLM. **Worker CPU ratio**: the same of the CPU seconds of the process that runs the model, from the kernel's own account:
   its polling counts and what others take of the machine does not, so that they disturb it less. Medians over the rounds, smallest

@@ -2,7 +2,7 @@
 
 A forward reads all weights, far more than any cache or TLB holds, so its time depends on which pages the kernel gave: of four
 engines started one after another the first, on a machine that has run for a while, had its weights in 6,400 different 2 MiB
-frames and was 2 % slower than the last, in 1,100, whichever program it was. Gathered, they are alike (docs/log.md).
+frames and was 2.5 % slower than the last, in 1,100, whichever program it was. Gathered, they are alike (docs/log.md).
 """
 
 import ctypes

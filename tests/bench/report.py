@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tests.bench.conditions import CONDITIONS
+from tests.bench.conditions import CONDITIONS, Cell
 
 __all__ = ["flatness", "markdown", "ratios", "spread", "tables"]
 
@@ -18,17 +18,17 @@ def ratios(rounds: list[dict[str, Any]], condition: str, figure: str) -> list[fl
         if condition not in took:
             continue
         base = [took[name][figure] for name in ("plain", "plain again") if name in took]
+        mine = [took[name][figure] for name in (condition, f"{condition} again") if name in took]
         if condition.startswith("plain"):
             other = "plain" if condition == "plain again" else "plain again"
-            base = [took[other][figure]] if other in took else []
+            base, mine = [took[other][figure]] if other in took else [], [took[condition][figure]]
         elif not base:
             first = condition.split(",")[0] + ", 1 plans"
             if first not in took:
                 continue
             base = [took[first][figure]]
-        mine = [took[name][figure] for name in (condition, f"{condition} again") if name in took]
         if base and all(mine):
-            found.append(statistics.mean(base) / statistics.mean(mine if condition != "plain" else mine[:1]))
+            found.append(statistics.mean(base) / statistics.mean(mine))
     return found
 
 
@@ -45,7 +45,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
         rounds, settings = cell["rounds"], cell["settings"]
         title = (
             f"{name}: {settings['n']} at once, {settings['n_prompt']} prompt and {settings['n_tokens']} new tokens, "
-            f"{len(rounds) // max(1, len(settings.get('groups', ())))} rounds{', in turns' if settings.get('groups') else ''}"
+            f"{Cell(**settings).n_rounds(len(rounds))} rounds{', in turns' if settings['groups'] else ''}"
         )
         lines = []
         for condition in CONDITIONS:

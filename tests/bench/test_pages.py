@@ -14,13 +14,12 @@ print(held == bytearray(range(256)) * (64 * 2**12))
 
 
 def test_gathered_memory_is_what_it_was() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    mebibytes = gather(process.pid)
-    assert (mebibytes >= 32) if can_gather() else (mebibytes == 0)
-    said, _ = process.communicate("\n")
+    command = [sys.executable, "-c", _PROGRAM]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        mebibytes = gather(process.pid)
+        assert (mebibytes >= 32) if can_gather() else (mebibytes == 0)
+        said, _ = process.communicate("\n")
     assert said == "True\n"

@@ -1,10 +1,9 @@
 """What steering adds to the steps of a real engine, within one process: it takes turns with itself.
 
-Two processes of one plain vLLM differ by up to half a percent for as long as they live, which is as much as idle's bar is
-about. So here one engine runs, and every few steps the plugin steps aside: the runner's own methods, no hook on any layer,
-nothing prepared and nothing reported. What is left of it then is a look for arrivals and for reports, microseconds. The first
-steps of a turn are not counted, for the other one has left its traces in them; a stretch of steered steps is held against the
-two beside it.
+Two processes of one plain vLLM differ for as long as they live, by as much as idle's bar is about and more (pages.py). So here
+one engine runs, and every few steps the plugin steps aside: the runner's own methods, no hook on any layer, nothing prepared
+and nothing reported. What is left of it then is a look for arrivals and for reports, microseconds. The first steps of a turn
+are not counted, for the other one has left its traces in them; a stretch of steered steps is held against the two beside it.
 
 The program prints its finding; `within_seconds` runs it.
 """
