@@ -114,7 +114,7 @@ def _in_turns(n: int, n_prompt: int, n_tokens: int, rounds: int, *groups: tuple[
 
 CELLS = {
     "turns-16": _in_turns(
-        *(16, 16, 64, 12),
+        *(16, 16, 64, 20),
         *(("plain", edit, "plain again", f"{edit} again") for edit in ("idle", "add", "clamp8", "add30")),
         *(("plain", f"vllm-lens {edit}") for edit in ("idle", "add", "clamp8", "add30")),
         beside=3,
