@@ -1,18 +1,20 @@
 """How many functions a decode step of a real engine calls, and how many more with steering: exact, whatever the machine does.
 
-Counted by Python's profiler in one process that runs front end, engine core and worker; plain is the same engine with its plugin
-aside, as in `within`. A call is short, so this is no time; but what is not called takes none.
+Counted by Python's profiler in one process that runs front end, engine core and worker. Plain is vLLM without the plugin, in a
+process of its own; `aside` is the other engine with its plugin aside, as in `within`, which is measured by it. A call is short,
+so this is no time; but what is not called takes none.
 
 The program prints its finding; `step_calls` runs it.
 """
 
+import os
 import statistics
 import sys
 from typing import Any
 
 from tests.bench.conditions import CELLS, plan, prompts
 from tests.bench.engines import sampling, vllm
-from tests.bench.within import EDITS, ENVIRONMENT, Turns
+from tests.bench.within import EDITS, ENVIRONMENT, Turns, worker_of
 from tests.parity.program import found, say
 from trimtab.server.engine.proof import KEY
 
@@ -23,16 +25,19 @@ FIRST, N_STEPS = 8, 9
 
 
 def step_calls() -> dict[str, dict[str, float]]:
-    """By condition, `plain` among them, the calls of the model's `forward` and of all of a step: medians over the steps."""
-    return found("tests.bench.calls", **ENVIRONMENT)
+    """By condition, `plain` and `aside` among them, the calls of the model's `forward` and of all of a step: medians over the
+    steps."""
+    plain = found("tests.bench.calls", **ENVIRONMENT | {"VLLM_PLUGINS": ""})
+    return plain | found("tests.bench.calls", **ENVIRONMENT)
 
 
 class _Counts:
     """The calls of each step of a run, and of those in the model's forward."""
 
-    def __init__(self, llm: Any, runner: Any) -> None:
+    def __init__(self, llm: Any) -> None:
         self.steps: list[tuple[int, int]] = []
         self._n = self._in_forward = 0
+        runner = worker_of(llm).model_runner
         step, forward = llm.llm_engine.step, runner._model_forward
 
         def counted() -> Any:
@@ -64,14 +69,16 @@ class _Counts:
 
 
 def main() -> int:
-    """Runs each condition once and prints its counts."""
+    """Runs each condition once and prints its counts; plain vLLM, where the environment names no plugin, has but one."""
     cell = CELLS["turns-16"]._replace(n_tokens=FIRST + N_STEPS + 1)
-    llm = vllm(steers=True)
-    turns = Turns(llm)
-    counts = _Counts(llm, turns.runner)
+    steers = bool(os.environ["VLLM_PLUGINS"])
+    llm = vllm(steers=steers)
+    turns = Turns(llm) if steers else None
+    counts = _Counts(llm)
     called = {}
-    for name, edit in {"plain": None, **EDITS}.items():
-        turns.step_aside(name == "plain")
+    for name, edit in ({"aside": None, **EDITS} if turns else {"plain": None}).items():
+        if turns:
+            turns.step_aside(name == "aside")
         extras = [None if edit is None else {KEY: plan(edit, i).wire()} for i in range(cell.n)]
         asked: Any = [{"prompt_token_ids": ids} for ids in prompts(cell, name, 0)]
         llm.generate(asked, sampling(cell, extras), use_tqdm=False)

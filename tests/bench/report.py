@@ -142,6 +142,15 @@ def _latencies(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
         ]
         title = "calls of a decode step of 16 beyond plain vLLM's: {forward:.0f} in the forward, {step:.0f} in all"
         found.append((title.format(**plain), lines))
+    if within := results.get("within"):
+        lines = []
+        for edit, turns in within.items():
+            added = [[1e3 * (b - a) for a, b in zip(plain, steered, strict=True)] for plain, steered in turns]
+            parts = zip(("before", "in", "after"), zip(*added, strict=True), strict=True)
+            lines.append((edit, ", ".join(f"{statistics.median(of):+.3f} {where}" for where, of in parts)))
+        of = 1e3 * statistics.median(sum(plain) for turns in within.values() for plain, _ in turns)
+        title = f"added to a step of 16 before, in and after the forward, CPU milliseconds of {of:.0f}, medians of the turns"
+        found.append((title, lines))
     for n, by_edit in results.get("step", {}).items():
         lines = [(edit, f"{milliseconds:.3f}") for edit, milliseconds in by_edit.items()]
         found.append((f"added to a decode step of {n}, in the worker, CPU milliseconds, median of 200", lines))

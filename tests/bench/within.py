@@ -5,20 +5,23 @@ one engine runs, and every few steps the plugin steps aside: the runner's own me
 and nothing reported. What is left of it then is a look for arrivals and for reports, microseconds. The first steps of a turn
 are not counted, for the other one has left its traces in them; a stretch of steered steps is held against the two beside it.
 
+A step is timed in three parts, before, in and after the model's forward. The forward is nine tenths of it and as noisy as the
+machine's memory; what is around it is Python, and shows a hundredth of a millisecond.
+
 The program prints its finding; `within_seconds` runs it.
 """
 
 import statistics
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.bench.conditions import CELLS, plan, prompts, turned
 from tests.bench.engines import sampling, vllm
 from tests.parity.program import found, say
 from trimtab.server.engine.proof import KEY
 
-__all__ = ["within_seconds"]
+__all__ = ["EDITS", "ENVIRONMENT", "Step", "Turns", "within_seconds", "worker_of"]
 
 EDITS = {"idle": None, "add": "add", "clamp8": "clamp8", "add30": "add30"}
 ENVIRONMENT = {
@@ -32,34 +35,61 @@ N_RUNS, TURN, LEFT_OUT = 8, 4, 2
 """Of 64 tokens each; steps; of these, the first ones."""
 
 
-def within_seconds() -> dict[str, list[tuple[float, float]]]:
-    """By condition, (plain, steered) CPU seconds of a step in each stretch of steered ones."""
-    return found("tests.bench.within", **ENVIRONMENT)
+class Step(NamedTuple):
+    """CPU seconds of a step of the engine."""
+
+    before: float
+    """Scheduling, and preparing the batch."""
+    forward: float
+    after: float
+    """Logits, sampling and the step's output."""
+
+
+def within_seconds() -> dict[str, list[tuple[Step, Step]]]:
+    """By condition, (plain, steered) mean steps, of each stretch of steered ones."""
+    turns = found("tests.bench.within", **ENVIRONMENT)
+    return {name: [(Step(*plain), Step(*steered)) for plain, steered in of] for name, of in turns.items()}
+
+
+def worker_of(llm: Any) -> Any:
+    """The worker of an engine that is one process."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
 
 
 class Turns:
     """An engine whose plugin works and steps aside by turns, and what each step took."""
 
     def __init__(self, llm: Any) -> None:
-        self._worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-        self.runner = self._worker.model_runner
-        self._wrapped = {name: vars(self.runner)[name] for name in ("_prepare_inputs", "sample_tokens")}
+        self._worker = worker_of(llm)
+        self._runner = self._worker.model_runner
+        self._wrapped = {name: vars(self._runner)[name] for name in ("_prepare_inputs", "sample_tokens")}
         self.aside = False
-        self.took: list[tuple[bool, float]] = []
-        """(whether it had stepped aside, CPU seconds) of each step of the run."""
+        self.took: list[tuple[bool, Step]] = []
+        """(whether it had stepped aside, what it took) of each step of the run."""
 
     def time(self, llm: Any) -> None:
         """Take turns from now on, and time each step."""
-        step = llm.llm_engine.step
+        step, forward = llm.llm_engine.step, self._runner._model_forward
+        around: list[float] = []
+
+        def timed_forward(*args: Any, **kwargs: Any) -> Any:
+            around.append(time.thread_time())
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                around.append(time.thread_time())
 
         def timed() -> Any:
             self.step_aside((len(self.took) // TURN) % 2 == 1)
+            around.clear()
             start = time.thread_time()
             outputs = step()
-            self.took.append((self.aside, time.thread_time() - start))
+            end = time.thread_time()
+            begun, done = around or (end, end)
+            self.took.append((self.aside, Step(begun - start, done - begun, end - done)))
             return outputs
 
-        llm.llm_engine.step = timed
+        llm.llm_engine.step, self._runner._model_forward = timed, timed_forward
 
     def step_aside(self, aside: bool) -> None:
         """The plugin steps aside, or works again."""
@@ -69,25 +99,29 @@ class Turns:
         state = self._worker.trimtab.state
         for name, method in self._wrapped.items():
             if aside:
-                delattr(self.runner, name)
+                delattr(self._runner, name)
             else:
-                setattr(self.runner, name, method)
+                setattr(self._runner, name, method)
         if aside:
             state.prepare((), (), ())
 
-    def end(self) -> list[tuple[float, float]]:
-        """(plain, steered) CPU seconds a step, of each stretch of steered steps between plain ones, of the run that ended."""
-        stretches: list[tuple[bool, float]] = []
+    def end(self) -> list[tuple[Step, Step]]:
+        """(plain, steered) mean steps, of each stretch of steered steps between plain ones, of the run that ended."""
+        stretches = []
         for start in range(0, len(self.took) - TURN + 1, TURN):
             part = self.took[start + LEFT_OUT : start + TURN]
-            stretches.append((part[0][0], statistics.mean(seconds for _, seconds in part)))
+            stretches.append((part[0][0], _mean([step for _, step in part])))
         self.took.clear()
         self.step_aside(aside=False)
         return [
-            ((before + after) / 2, steered)
+            (_mean([before, after]), steered)
             for (_, before), (aside, steered), (_, after) in zip(stretches, stretches[1:], stretches[2:], strict=False)
             if not aside
         ]
+
+
+def _mean(steps: list[Step]) -> Step:
+    return Step(*(statistics.mean(part) for part in zip(*steps, strict=True)))
 
 
 def main() -> int:
@@ -96,7 +130,7 @@ def main() -> int:
     llm = vllm(steers=True)
     turns = Turns(llm)
     turns.time(llm)
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in EDITS}
+    took: dict[str, list[tuple[Step, Step]]] = {name: [] for name in EDITS}
     for run in range(N_RUNS):
         for name in turned(list(EDITS), run):
             edit = EDITS[name]
