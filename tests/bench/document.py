@@ -2,11 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from tests.bench.conditions import ALONE, CELLS
 from tests.bench.report import flatness, markdown, ratios, spread
+from tests.bench.within import Step
 
 __all__ = ["document"]
 
@@ -36,8 +37,8 @@ Written by `python -m tests.bench --document` from [benchmarks.json](benchmarks.
 - **Within one process** (`within`): a bar is not about what two processes differ by. One engine of ours, one process and one
   thread for all of it, lets the plugin step aside for four steps and work for four: the runner's own methods and no hooks,
   against all that is ours. The first two steps of a turn are left out; two steered ones are held against the plain ones before
-  and after, by their CPU time, before, in and after the model's forward. The forward is most of a step and scatters with the
-  machine's memory; what is around it does not.
+  and after, by their CPU time. The model's forward and logits are most of a step and scatter with the machine's memory; what is
+  around them does not, and is told apart.
 - All serve SmolLM2-135M-Instruct in fp32, the vLLMs with the same flags: eager, 64 sequences, 1024 tokens, statistics on, and
   tcmalloc where it is installed, as vLLM's documentation asks on a CPU. A step runs 30 hooked layers.
 - A round runs every condition once, in an order that rotates and turns round, on prompts of the same shape that no other run has,
@@ -116,11 +117,12 @@ def _bars(results: dict[str, Any]) -> str:
             if lens:
                 lines.append(f"| the same by vllm-lens, {len(lens)} rounds | less | {_told(lens)} | |")
         if turns := results.get("within", {}).get(condition):
-            within = [sum(plain) / sum(steered) for plain, steered in turns]
+            pairs = [(Step(*plain), Step(*steered)) for plain, steered in turns]
+            within = [sum(plain) / sum(steered) for plain, steered in pairs]
             lines.append(f"| the same within one process, {len(within)} turns | ≥ {bar} | | {_judged(within, bar)} |")
             if condition == "idle":
-                around = [sum(plain) / (sum(plain) + _around(steered) - _around(plain)) for plain, steered in turns]
-                what = "the same by what is around the forward, which is plain's call for call"
+                around = [sum(plain) / (sum(plain) + steered.around - plain.around) for plain, steered in pairs]
+                what = "the same by what is around the model, whose forward is plain's call for call"
                 lines.append(f"| {what} | ≥ {bar} | | {_judged(around, bar)} |")
     if steps := results["cells"].get("turns-64"):
         for edit in ("add", "clamp8"):
@@ -141,11 +143,6 @@ def _bars(results: dict[str, Any]) -> str:
             f"| uploaded bundle to first steered token, {name}, median | ≤ {SECONDS} s | {took:.2f} s{met} | |"
         )
     return "\n".join(lines) + "\n\n✗ marks what misses its bar.\n"
-
-
-def _around(step: Sequence[float]) -> float:
-    """Of a step that is told as (before, in, after the forward), what is around it."""
-    return step[0] + step[2]
 
 
 def _judged(values: list[float], bar: float) -> str:

@@ -5,8 +5,8 @@ one engine runs, and every few steps the plugin steps aside: the runner's own me
 and nothing reported. What is left of it then is a look for arrivals and for reports, microseconds. The first steps of a turn
 are not counted, for the other one has left its traces in them; a stretch of steered steps is held against the two beside it.
 
-A step is timed in three parts, before, in and after the model's forward. The forward is nine tenths of it and as noisy as the
-machine's memory; what is around it is Python, and shows a hundredth of a millisecond.
+A step is timed in three parts: before the model's forward, in it and the logits, and elsewhere after it. The model is nine tenths
+of a step and as restless as the machine's memory; what is around it is Python, and resolves a hundredth of that.
 
 The program prints its finding; `within_seconds` runs it.
 """
@@ -31,7 +31,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # as the worker computes in the other cells, and so that its CPU time is that of one thread
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-N_RUNS, TURN, LEFT_OUT = 8, 4, 2
+N_RUNS, TURN, LEFT_OUT = 24, 4, 2
 """Of 64 tokens each; steps; of these, the first ones."""
 
 
@@ -40,9 +40,15 @@ class Step(NamedTuple):
 
     before: float
     """Scheduling, and preparing the batch."""
-    forward: float
+    model: float
+    """Its forward and its logits."""
     after: float
-    """Logits, sampling and the step's output."""
+    """Sampling and the step's output."""
+
+    @property
+    def around(self) -> float:
+        """All but the model's."""
+        return self.before + self.after
 
 
 def within_seconds() -> dict[str, list[tuple[Step, Step]]]:
@@ -69,27 +75,33 @@ class Turns:
 
     def time(self, llm: Any) -> None:
         """Take turns from now on, and time each step."""
-        step, forward = llm.llm_engine.step, self._runner._model_forward
-        around: list[float] = []
+        step, model = llm.llm_engine.step, self._runner.model
+        calls: list[tuple[float, float]] = []
 
-        def timed_forward(*args: Any, **kwargs: Any) -> Any:
-            around.append(time.thread_time())
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                around.append(time.thread_time())
+        def noted(function: Any) -> Any:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                begun = time.thread_time()
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    calls.append((begun, time.thread_time()))
+
+            return called
 
         def timed() -> Any:
             self.step_aside((len(self.took) // TURN) % 2 == 1)
-            around.clear()
+            calls.clear()
             start = time.thread_time()
             outputs = step()
             end = time.thread_time()
-            begun, done = around or (end, end)
-            self.took.append((self.aside, Step(begun - start, done - begun, end - done)))
+            before = (calls[0][0] if calls else end) - start
+            of_model = sum(done - begun for begun, done in calls)
+            self.took.append((self.aside, Step(before, of_model, end - start - before - of_model)))
             return outputs
 
-        llm.llm_engine.step, self._runner._model_forward = timed, timed_forward
+        self._runner._model_forward = noted(self._runner._model_forward)
+        model.compute_logits = noted(model.compute_logits)
+        llm.llm_engine.step = timed
 
     def step_aside(self, aside: bool) -> None:
         """The plugin steps aside, or works again."""
