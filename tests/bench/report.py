@@ -149,7 +149,9 @@ def _latencies(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
             parts = zip(("before", "in", "after"), zip(*added, strict=True), strict=True)
             lines.append((edit, ", ".join(f"{statistics.median(of):+.3f} {where}" for where, of in parts)))
         of = 1e3 * statistics.median(sum(plain) for turns in within.values() for plain, _ in turns)
-        title = f"added to a step of 16 before, in and after the model, CPU milliseconds of {of:.0f}, medians of the turns"
+        title = (
+            f"added to a step of 16 before, in and after the model, CPU milliseconds of {of:.0f}, medians of the turns"
+        )
         found.append((title, lines))
     for n, by_edit in results.get("step", {}).items():
         lines = [(edit, f"{milliseconds:.3f}") for edit, milliseconds in by_edit.items()]
