@@ -147,12 +147,10 @@ def _latencies(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
         for edit, turns in within.items():
             added = [[1e3 * (b - a) for a, b in zip(plain, steered, strict=True)] for plain, steered in turns]
             parts = zip(("before", "in", "after"), zip(*added, strict=True), strict=True)
-            lines.append((edit, ", ".join(f"{statistics.median(of):+.3f} {where}" for where, of in parts)))
-        of = 1e3 * statistics.median(sum(plain) for turns in within.values() for plain, _ in turns)
-        title = (
-            f"added to a step of 16 before, in and after the model, CPU milliseconds of {of:.0f}, medians of the turns"
-        )
-        found.append((title, lines))
+            lines.append((edit, ", ".join(f"{statistics.median(values):+.3f} {where}" for where, values in parts)))
+        whole = statistics.median(1e3 * sum(plain) for turns in within.values() for plain, _ in turns)
+        what = "added to a step of 16 before, in and after the model"
+        found.append((f"{what}, CPU milliseconds of {whole:.0f}, medians of the turns", lines))
     for n, by_edit in results.get("step", {}).items():
         lines = [(edit, f"{milliseconds:.3f}") for edit, milliseconds in by_edit.items()]
         found.append((f"added to a decode step of {n}, in the worker, CPU milliseconds, median of 200", lines))

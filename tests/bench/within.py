@@ -5,8 +5,8 @@ one engine runs, and every few steps the plugin steps aside: the runner's own me
 and nothing reported. What is left of it then is a look for arrivals and for reports, microseconds. The first steps of a turn
 are not counted, for the other one has left its traces in them; a stretch of steered steps is held against the two beside it.
 
-A step is timed in three parts: before the model's forward, in it and the logits, and elsewhere after it. The model is nine tenths
-of a step and as restless as the machine's memory; what is around it is Python, and resolves a hundredth of that.
+A step is timed in three parts: before the model's forward, in it and the logits, and elsewhere after it. The model is nearly all
+of a step and as restless as the machine's memory; what is around it is Python, and shows hundredths of a millisecond.
 
 The program prints its finding; `within_seconds` runs it.
 """
@@ -51,15 +51,14 @@ class Step(NamedTuple):
         return self.before + self.after
 
 
-def within_seconds() -> dict[str, list[tuple[Step, Step]]]:
-    """By condition, (plain, steered) mean steps, of each stretch of steered ones."""
-    turns = found("tests.bench.within", **ENVIRONMENT)
-    return {name: [(Step(*plain), Step(*steered)) for plain, steered in of] for name, of in turns.items()}
+def within_seconds() -> dict[str, list[list[list[float]]]]:
+    """By condition, (plain, steered) mean steps of each stretch of steered ones, as JSON has a `Step`."""
+    return found("tests.bench.within", **ENVIRONMENT)
 
 
 def worker_of(llm: Any) -> Any:
     """The worker of an engine that is one process."""
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    return llm.llm_engine.model_executor.driver_worker.worker
 
 
 class Turns:
